@@ -1,0 +1,33 @@
+"""Arithmetic that must survive half precision."""
+
+import contextlib
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+
+@register_notrace_function
+def sum_tokens(x: Tensor, is_causal: bool = False) -> Tensor:
+    """Sum over tokens in float32 at least, (B, N, C) -> (B, 1, C).
+
+    With `is_causal` the running sum, (B, N, C): what each token sees of those up to itself.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide.cumsum(dim=1) if is_causal else wide.sum(dim=1, keepdim=True)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """`x` over its norm along the last dimension; zero vectors stay zero.
+
+    The bound 1e-6 is the smallest power of ten that float16 can still represent.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp(min=1e-6)
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """A context in which autocast leaves dtypes alone; for routing, normalisers and FFTs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,179 @@
+"""All measurements of one model at once."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from efficient_vits.efficiency.environment import environment
+from efficient_vits.efficiency.flops import FlopCount, count_flops
+from efficient_vits.efficiency.inputs import check_arguments
+from efficient_vits.efficiency.memory import MemoryUse, measure_memory
+from efficient_vits.efficiency.parameters import count_parameters
+from efficient_vits.efficiency.throughput import Throughput, measure_throughput
+
+_DEFAULT_INPUT_SIZE = (3, 224, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one model costs. `str` gives a short table, `to_dict` everything.
+
+    Attributes:
+        name: the name given to timm, or the class of the module.
+        parameters: scalar parameters.
+        flops: operations per image, a multiply-add is one.
+        memory: inference memory, None if it was not asked for.
+        throughput: images per second, None if it was not asked for.
+        input_size: size of one image, `(channels, height, width)`.
+        dtype: dtype of the parameters, such as "float32".
+        environment: versions and devices, see `environment()`.
+    """
+
+    name: str
+    parameters: int
+    flops: FlopCount
+    memory: MemoryUse | None
+    throughput: Throughput | None
+    input_size: tuple[int, ...]
+    dtype: str
+    environment: dict[str, str | int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as nested dictionaries that `json` can write."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            ("input", " x ".join(map(str, self.input_size)) + f", {self.dtype}"),
+            ("parameters", f"{self.parameters / 1e6:.2f} M"),
+            ("FLOPs", f"{self.flops.total / 1e9:.3f} G per image (a multiply-add is one)"),
+            ("MACs", f"{self.flops.macs / 1e9:.3f} G per image"),
+        ]
+        if self.flops.uncounted:
+            rows.append(("not counted", ", ".join(sorted(self.flops.uncounted))))
+        if self.memory:
+            memory = self.memory
+            rows.append(
+                (
+                    "memory",
+                    f"{memory.peak_bytes / 2**20:.1f} MiB at batch {memory.batch_size}"
+                    f" on {memory.device}",
+                )
+            )
+        if self.throughput:
+            speed = self.throughput
+            rows += [
+                (
+                    "throughput",
+                    f"{speed.images_per_second:.1f} images/s at batch {speed.batch_size}"
+                    f" on {speed.device}",
+                ),
+                (
+                    "latency",
+                    f"{speed.latency_seconds * 1e3:.2f} ms per batch, quartiles "
+                    f"{speed.spread:.1%} apart",
+                ),
+            ]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join([self.name, *(f"  {label:<{width}}  {text}" for label, text in rows)])
+
+
+def measure(
+    model: nn.Module | str,
+    *,
+    input_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    throughput: bool = True,
+    memory: bool = True,
+    on_step: Callable[[str], object] | None = None,
+) -> Measurement:
+    """Measures parameters, FLOPs, inference memory and throughput of a model.
+
+    Everything happens in this process. On CUDA other allocations in the process don't change the
+    figures, but libraries that are already warm may take less memory than in a fresh process.
+
+    Args:
+        model: a module, or a name that is handed to `timm.create_model` (without weights).
+        input_size: size of one image, `(channels, height, width)`; by default the one the model was
+            built for, or `(3, 224, 224)` where it doesn't say.
+        batch_size: images in a batch for memory (by default 1) and throughput (by default the
+            fastest one, which is searched).
+        device: where to measure memory and throughput; by default where the module is, for a name
+            the current CUDA device if there is one.
+        throughput: whether to measure the throughput, which takes seconds.
+        memory: whether to measure the memory.
+        on_step: called with "flops", "memory", "throughput" before each of these is measured.
+
+    Raises:
+        ValueError: timm knows no model of this name; the message has the nearest names.
+        TypeError, ValueError, RuntimeError: as `count_flops`, `measure_memory` and
+            `measure_throughput`.
+    """
+    if isinstance(model, str):
+        name = model
+        model = _create(name)
+        if device is None and torch.cuda.is_available():
+            device = "cuda"
+    else:
+        name = type(model).__name__
+    if input_size is None:
+        input_size = _own_input_size(model)
+    check_arguments(model, input_size, 1 if batch_size is None else batch_size)
+
+    def begin(step: str) -> None:
+        if on_step is not None:
+            on_step(step)
+
+    begin("flops")
+    flops = count_flops(model, input_size)
+    memory_use = speed = None
+    if memory:
+        begin("memory")
+        memory_use = measure_memory(
+            model, input_size, batch_size=1 if batch_size is None else batch_size, device=device
+        )
+    if throughput:
+        begin("throughput")
+        speed = measure_throughput(model, input_size, batch_size=batch_size, device=device)
+    return Measurement(
+        name=name,
+        parameters=count_parameters(model),
+        flops=flops,
+        memory=memory_use,
+        throughput=speed,
+        input_size=tuple(input_size),
+        dtype=_dtype_name(model),
+        environment=environment(),
+    )
+
+
+def _create(name: str) -> nn.Module:
+    # A name with a scheme ("hf-hub:...", "local-dir:...") is not in timm's registry.
+    if ":" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise ValueError(f"timm knows no model {name!r}{hint}")
+    model: nn.Module = timm.create_model(name)
+    return model
+
+
+def _own_input_size(model: nn.Module) -> tuple[int, ...]:
+    """What a timm model was built for: its configuration, corrected by its own attributes."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, *size = config.get("input_size") or _DEFAULT_INPUT_SIZE
+    # The configuration keeps its values when a model is built with img_size= or in_chans=.
+    patch_embed = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None) or size
+    return (getattr(model, "in_chans", channels), *size)
+
+
+def _dtype_name(model: nn.Module) -> str:
+    parameter = next(model.parameters(), None)
+    dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    return str(dtype).removeprefix("torch.")

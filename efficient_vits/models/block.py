@@ -1,0 +1,199 @@
+"""The transformer block with interchangeable attention, MLP and token reduction."""
+
+from typing import Any, Dict, Final, Optional, Tuple  # noqa: UP035 (TorchScript reads them)
+
+from timm.layers import DropPath, LayerNorm, LayerScale
+from torch import Tensor, nn
+
+from efficient_vits._registry import Spec
+from efficient_vits._state import rename
+from efficient_vits.attention import _interface as attention_axis
+from efficient_vits.mlp import _interface as mlp_axis
+from efficient_vits.reduction import _interface as reduction_axis
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x + attention(norm x)``, then ``x + mlp(norm x)``.
+
+    timm's `VisionTransformer` builds it as its ``block_fn`` and passes everything up to `dtype`;
+    ``attn_layer`` and ``mlp_layer`` of timm are superseded by `attention` and `mlp`.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads of the attention.
+        attention: The token mixer.
+        mlp: The MLP block.
+        grid_size: Rows and columns of patch tokens.
+        num_prefix_tokens: Tokens in front of them.
+        depth: Index of the block.
+
+    Shape: (B, N, C) -> (B, N, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_attn_norm: bool = False,
+        scale_mlp_norm: bool = False,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        init_values: float | None = None,
+        drop_path: float = 0.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
+        mlp_layer: type[nn.Module] | None = None,
+        attn_layer: type[nn.Module] | None = None,
+        depth: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        attention: Spec,
+        mlp: Spec,
+        grid_size: tuple[int, int],
+        num_prefix_tokens: int,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.norm1 = norm_layer(dim, **factory)
+        self.attn = attention_axis.REGISTRY.create(
+            attention,
+            dim=dim,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            scale_norm=scale_attn_norm,
+            proj_bias=proj_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            norm_layer=norm_layer,
+            grid_size=grid_size,
+            num_prefix_tokens=num_prefix_tokens,
+            depth=depth,
+            **factory,
+        )
+        self.ls1 = LayerScale(dim, init_values, **factory) if init_values else nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim, **factory)
+        self.mlp = mlp_axis.REGISTRY.create(
+            mlp,
+            in_features=dim,
+            hidden_features=int(dim * mlp_ratio),
+            act_layer=act_layer,
+            norm_layer=norm_layer if scale_mlp_norm else None,
+            bias=proj_bias,
+            drop=proj_drop,
+            **factory,
+        )
+        self.ls2 = LayerScale(dim, init_values, **factory) if init_values else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(
+        self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False
+    ) -> Tensor:
+        y = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        x = x + self.drop_path1(self.ls1(y))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    @staticmethod
+    def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter names of the benchmark's code (its DeiT) to ours."""
+        return rename(state, {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"})
+
+
+class ReducedBlock(Block):
+    """A block after, between or before whose halves there are fewer tokens.
+
+    Args:
+        reduction: The token reduction. One whose ``active`` is False in this block is left out.
+        num_blocks: Blocks of the model.
+        proportional: The attention weighs tokens by their size.
+        The others as in `Block`.
+
+    Shape: x (B, N, C), size (B, N, 1) or None, source (B, N0) or None -> the same of fewer tokens.
+    """
+
+    extended_call: Final[bool]
+    proportional: Final[bool]
+    before: Final[bool]
+    between: Final[bool]
+    after: Final[bool]
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        reduction: Spec,
+        num_blocks: int,
+        proportional: bool,
+        attention: Spec,
+        depth: int,
+        num_prefix_tokens: int,
+        device: Any = None,
+        dtype: Any = None,
+        **block: Any,
+    ) -> None:
+        reducer = reduction_axis.REGISTRY.create(
+            reduction,
+            dim=dim,
+            depth=num_blocks,
+            block=depth,
+            num_prefix_tokens=num_prefix_tokens,
+            device=device,
+            dtype=dtype,
+        )
+        place = ""
+        if getattr(reducer, "active", True):
+            traits = reduction_axis.reduction_traits(reduction)
+            place = traits.place
+            if traits.needs:
+                mechanism = attention_axis.REGISTRY.resolve(attention)
+                attention = mechanism.bind(report=tuple(sorted(traits.needs)))
+        super().__init__(
+            dim,
+            num_heads,
+            attention=attention,
+            depth=depth,
+            num_prefix_tokens=num_prefix_tokens,
+            device=device,
+            dtype=dtype,
+            **block,
+        )
+        self.extended_call = attention_axis.attention_traits(attention).extended_call
+        self.proportional = proportional
+        self.before = place == "before"
+        self.between = place == "between"
+        self.after = place == "after"
+        self.reduction = reducer if place else None
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, size: Optional[Tensor], source: Optional[Tensor]
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:  # noqa: UP006
+        info: Dict[str, Tensor] = {}  # noqa: UP006
+        if self.before:
+            x, size, source = self.reduction(x, size, source, info)
+        y = self.norm1(x)
+        if self.extended_call:
+            weights = size if self.proportional else None
+            y = self.attn(y, None, False, weights, info)
+        else:
+            y = self.attn(y)
+        x = x + self.drop_path1(self.ls1(y))
+        if self.between:
+            x, size, source = self.reduction(x, size, source, info)
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        if self.after:
+            x, size, source = self.reduction(x, size, source, info)
+        return x, size, source
+
+    def num_tokens(self, n: int) -> int | None:
+        """Tokens that leave the block where n enter it; None where it depends on the image."""
+        if self.reduction is None:
+            return n
+        count: int | None = self.reduction.num_tokens(n)
+        return count

@@ -1,0 +1,91 @@
+"""What every token reduction has in common: its registry and its traits."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from efficient_vits._registry import Registry, Spec
+
+REGISTRY = Registry(
+    "reduction",
+    interface={
+        "dim": inspect.Parameter.empty,
+        "depth": inspect.Parameter.empty,
+        "block": inspect.Parameter.empty,
+        "num_prefix_tokens": 1,
+        "device": None,
+        "dtype": None,
+    },
+    hints=frozenset({"num_prefix_tokens", "device", "dtype"}),
+)
+register_reduction = REGISTRY.register
+
+
+@dataclass(frozen=True)
+class ReductionTraits:
+    """What a reduction needs and where it stands, declared as its class attribute ``traits``.
+
+    Attributes:
+        place: Where in the block it runs: ``"before"`` the block, ``"between"`` attention and MLP,
+            ``"after"`` the block.
+        needs: What the attention of its block must report: ``"keys"``, ``"class_attention"``.
+        sizes: It produces token sizes.
+        auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
+    """
+
+    place: Literal["before", "between", "after"] = "between"
+    needs: frozenset[str] = frozenset()
+    sizes: bool = False
+    auxiliary_loss: bool = False
+
+
+def reduction_traits(spec: Spec) -> ReductionTraits:
+    """The traits of a reduction."""
+    cls = REGISTRY.resolve(spec).cls
+    return getattr(cls, "traits", ReductionTraits())
+
+
+def list_reductions() -> list[str]:
+    """Names of all registered token reductions, sorted."""
+    return REGISTRY.names()
+
+
+def create_reduction(
+    reduction: Spec,
+    dim: int,
+    depth: int,
+    block: int,
+    *,
+    num_prefix_tokens: int = 1,
+    **arguments: Any,
+) -> nn.Module:
+    """Build the token reduction of one block.
+
+    Its call is ``forward(x, size, source, info) -> (x, size, source)`` with x (B, N, dim), size
+    (B, N, 1) or None (every token is one patch), source (B, N0) or None (not tracked): the token
+    that each of the N0 input patches went to, -1 if dropped. ``num_tokens(n)`` is the number of
+    tokens that n tokens become, prefix tokens included, or None where it depends on the image. One
+    that does nothing in its block says so by ``active = False``.
+
+    Args:
+        reduction: A registered name, a module class, or a ``functools.partial`` of one.
+        dim: Channels.
+        depth: Number of blocks of the model.
+        block: Which of them this one is, from 0.
+        num_prefix_tokens: Tokens at the front that are never reduced.
+        **arguments: ``device``, ``dtype`` and the mechanism's own.
+
+    Raises:
+        ValueError: Unknown name, or values the mechanism refuses.
+        TypeError: An argument that the mechanism does not take.
+    """
+    interface: Mapping[str, Any] = {
+        "dim": dim,
+        "depth": depth,
+        "block": block,
+        "num_prefix_tokens": num_prefix_tokens,
+    }
+    return REGISTRY.create(reduction, **interface, **arguments)

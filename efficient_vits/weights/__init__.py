@@ -1,0 +1,6 @@
+"""Weights: loading them from any known layout, strictly."""
+
+from efficient_vits.weights._files import WeightsError
+from efficient_vits.weights._load import Loaded, load_weights
+
+__all__ = ["Loaded", "WeightsError", "load_weights"]

@@ -1,0 +1,151 @@
+"""Strict loading: everything fits, or nothing is touched and everything that does not is named."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor, nn
+
+from efficient_vits.weights._files import WeightsError, read_state_dict
+from efficient_vits.weights._layouts import LAYOUTS
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_weights` did.
+
+    Attributes:
+        layout: Whose names the file had.
+        resampled: Parameters that were brought to the model's resolution.
+        absent: Buffers that the file lacked and that follow from the architecture.
+    """
+
+    layout: str
+    resampled: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A state dict in one layout, against the model."""
+
+    layout: str
+    values: Mapping[str, Tensor]
+    resampled: list[str]
+    absent: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Loaded:
+    """Load weights of any known layout into a model, strictly.
+
+    Layouts: this package's own, timm's plain ViT, and the code of the benchmark "Which Transformer
+    to Favor"; which one it is, is found out. What depends on the resolution is resampled to the
+    model's. Buffers that follow from the architecture may be absent.
+
+    Args:
+        model: The model; it keeps its device and dtype.
+        source: A safetensors file, a PyTorch file (read with ``weights_only=True``: nothing in it
+            is run), or a state dict; wrappers ``{"model": ...}``, ``{"state_dict": ...}`` and
+            ``{"model_state": ...}`` are opened, prefixes ``module.`` and ``_orig_mod.`` taken off.
+
+    Returns:
+        Which layout it was, what was resampled, what was absent.
+
+    Raises:
+        WeightsError: The file cannot be read, or something is missing, unexpected or of another
+            shape; all of it is listed, and the model is as it was.
+        ValueError: The model is on the meta device and has no memory to load into.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            "the model is on the meta device; call model.to_empty(device='cpu') and "
+            "model.init_weights() before loading weights"
+        )
+    state = read_state_dict(source)
+    fits = [_fit(model, name, convert(model, state)) for name, convert in LAYOUTS.items()]
+    best = min(fits, key=lambda fit: fit.faults)
+    if best.faults:
+        raise WeightsError(_describe(model, best))
+    target = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in best.values.items():
+            target[name].copy_(value)
+    return Loaded(best.layout, best.resampled, best.absent)
+
+
+def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
+    target = model.state_dict()
+    values, resampled, unexpected, misshapen = {}, [], [], []
+    for name, value in state.items():
+        if name not in target:
+            unexpected.append(name)
+            continue
+        adapted = value
+        if value.shape != target[name].shape:
+            adapted = _resample(model, name, value)
+            resampled.append(name)
+        if adapted.shape != target[name].shape:
+            misshapen.append(f"{name} {tuple(value.shape)}, want {tuple(target[name].shape)}")
+        else:
+            values[name] = adapted
+    lacking = [name for name in target if name not in state]
+    absent = [name for name in lacking if _is_structural(model, name)]
+    missing = [name for name in lacking if name not in absent]
+    return _Fit(layout, values, resampled, absent, missing, unexpected, misshapen)
+
+
+def _is_structural(model: nn.Module, name: str) -> bool:
+    """Whether a state entry follows from the architecture: an index, a mask, a counter, a filter."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if leaf not in dict(module.named_buffers(recurse=False)):
+        return False
+    if leaf in getattr(module, "structural_buffers", ()):
+        return True
+    return not module.get_buffer(leaf).is_floating_point()
+
+
+def _resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A parameter of another resolution brought to the model's; unchanged where that can't be."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if hasattr(module, "resample_parameter"):
+        resampled: Tensor = module.resample_parameter(leaf, value)
+        return resampled
+    target = model.state_dict()[name]
+    if name == "pos_embed" and value.ndim == 3 and hasattr(model, "patch_embed"):
+        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        side = math.isqrt(max(value.shape[1] - prefix, 0))
+        if side**2 == value.shape[1] - prefix and value.shape[2] == target.shape[2]:
+            return resample_abs_pos_embed(
+                value,
+                list(model.patch_embed.grid_size),
+                [side, side],
+                num_prefix_tokens=prefix,
+            )
+    if name == "patch_embed.proj.weight" and value.shape[:2] == target.shape[:2]:
+        return resample_patch_embed(value, list(target.shape[2:]))
+    return value
+
+
+def _describe(model: nn.Module, fit: _Fit) -> str:
+    lines = [f"these weights do not fit {type(model).__name__}, read as {fit.layout!r}:"]
+    for title, names in (
+        ("missing", fit.missing),
+        ("unexpected", fit.unexpected),
+        ("of another shape", fit.misshapen),
+    ):
+        if names:
+            lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+from torch import nn
+
+from efficient_vits.efficiency import count_parameters, measure
+
+
+def test_a_name_is_handed_to_timm_and_steps_are_announced() -> None:
+    steps: list[str] = []
+    result = measure("test_vit", device="cpu", batch_size=2, on_step=steps.append)
+    assert steps == ["flops", "memory", "throughput"]
+    assert result.name == "test_vit"
+    assert result.parameters == count_parameters(timm.create_model("test_vit"))
+    assert result.input_size == (3, 160, 160)
+    assert result.memory is not None
+    assert result.throughput is not None
+    assert result.memory.batch_size == result.throughput.batch_size == 2
+
+
+def test_an_unknown_name_gets_near_ones() -> None:
+    with pytest.raises(ValueError, match="no model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"):
+        measure("vit_tinny_patch16_224")
+
+
+def test_measurements_can_be_left_out() -> None:
+    steps: list[str] = []
+    result = measure(
+        nn.Flatten(), input_size=(2, 3), memory=False, throughput=False, on_step=steps.append
+    )
+    assert steps == ["flops"]
+    assert (result.memory, result.throughput, result.flops.total) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input_size"),
+    [
+        ({}, (3, 160, 160)),
+        ({"img_size": 96}, (3, 96, 96)),
+        ({"img_size": (96, 64), "in_chans": 1}, (1, 96, 64)),
+    ],
+)
+def test_the_input_size_is_the_models_own(
+    arguments: dict[str, object], input_size: tuple[int, ...]
+) -> None:
+    model = timm.create_model("test_vit", **arguments)
+    result = measure(model, memory=False, throughput=False)
+    assert result.input_size == input_size
+
+
+def test_a_model_that_does_not_say_gets_224() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 1))
+    result = measure(model, memory=False, throughput=False)
+    assert (result.input_size, result.flops.macs) == ((3, 224, 224), 3 * 224 * 224)
+
+
+def test_as_a_dictionary_and_as_text() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1_000_000))
+    result = measure(model, input_size=(4,), batch_size=1)
+    assert json.loads(json.dumps(result.to_dict()))["flops"]["macs"] == 4_000_000
+    text = str(result)
+    assert "parameters  5.00 M" in text
+    assert "MACs        0.004 G" in text
+    assert "images/s at batch 1 on cpu" in text
+    assert "not counted" not in text
+    doubtful = replace(result, flops=replace(result.flops, uncounted={"aten::svd": 1}))
+    assert "not counted  aten::svd" in str(doubtful)
