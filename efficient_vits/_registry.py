@@ -149,8 +149,7 @@ class Registry:
                 )
             return Mechanism(spec, self._entries[spec].cls)
         if isinstance(spec, functools.partial) and not spec.args:
-            inner = self.resolve(spec.func)
-            return inner.bind(**spec.keywords)
+            return self.resolve(spec.func).bind(**spec.keywords)  # type: ignore[arg-type]
         if isinstance(spec, type) and issubclass(spec, nn.Module):
             for entry in self._entries.values():
                 if entry.cls is spec:

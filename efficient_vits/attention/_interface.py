@@ -30,9 +30,7 @@ REGISTRY = Registry(
         "dtype": None,
     },
     # Without norms nobody calls the norm layer; the others tell a mechanism where it stands.
-    hints=frozenset(
-        {"norm_layer", "grid_size", "num_prefix_tokens", "depth", "device", "dtype"}
-    ),
+    hints=frozenset({"norm_layer", "grid_size", "num_prefix_tokens", "depth", "device", "dtype"}),
 )
 register_attention = REGISTRY.register
 

@@ -4,9 +4,9 @@ r"""Linformer: keys and values are projected from N tokens down to k.
 
 The cost is linear in N, the projections E and F are parameters of size N. Source: Wang et al.,
 "Linformer: Self-Attention with Linear Complexity", 2020 (arXiv 2006.04768), eq. 7, with E and F
-shared by all heads ("headwise sharing", section 4). Written from the paper; queries, keys and values
-stay in timm's fused ``qkv`` so that a plain ViT's weights fit. The benchmark's runs had no bias
-there and k = 256, which at 197 tokens saves nothing.
+shared by all heads ("headwise sharing", section 4). Written from the paper; queries, keys and
+values stay in timm's fused ``qkv`` so that a plain ViT's weights fit. The benchmark's runs had no
+bias there and k = 256, which at 197 tokens saves nothing.
 """
 
 import math
@@ -47,9 +47,7 @@ class LinformerAttention(nn.Module):
         ValueError: No grid, or `k` below 1.
     """
 
-    traits: ClassVar[AttentionTraits] = AttentionTraits(
-        token_count=True, gives=frozenset({"keys"})
-    )
+    traits: ClassVar[AttentionTraits] = AttentionTraits(token_count=True, gives=frozenset({"keys"}))
     fused_attn: Final[bool]
     reports_keys: Final[bool]
 
@@ -118,7 +116,7 @@ class LinformerAttention(nn.Module):
             raise ValueError("linformer does not take token sizes; pass size=None")
         B, N, C = x.shape
         torch._assert(
-            N == self.proj_k.shape[0],
+            self.proj_k.shape[0] == N,
             "linformer got another number of tokens than it has projections for; set_grid_size",
         )
         # (3, B, heads, N, d)

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
-Handle = Callable[[Sequence[Value], Sequence[Value]], "Counter[str]"]
+Handle = Callable[[Sequence[Value], Sequence[Value]], Counter[str]]
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,20 @@ class _TensorsOnly(nn.Module):
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
-    """Tensors in containers, and in the attributes of objects that are no known container."""
+    """Tensors in containers, or else in the attributes of the objects there."""
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif hasattr(leaf, "__dict__"):
-            yield from _tensors(vars(leaf))
+        else:
+            attributes = tree_leaves(getattr(leaf, "__dict__", {}))
+            yield from (value for value in attributes if isinstance(value, Tensor))
 
 
 def _without_wrapper(name: str) -> str:
     return name.removeprefix("model").removeprefix(".")
 
 
-def _handles(uncounted: "Counter[str]") -> dict[str, Handle | None]:
+def _handles(uncounted: Counter[str]) -> dict[str, Handle | None]:
     """fvcore's handles: for every operator a rule, or None for a free one."""
     handles: dict[str, Handle | None] = {}
     for name in (*FREE, *RULES):
@@ -153,8 +154,8 @@ def _handles(uncounted: "Counter[str]") -> dict[str, Handle | None]:
     return handles
 
 
-def _handle(kind: str, name: str, rule: Rule, uncounted: "Counter[str]") -> Handle:
-    def handle(inputs: Sequence[Value], outputs: Sequence[Value]) -> "Counter[str]":
+def _handle(kind: str, name: str, rule: Rule, uncounted: Counter[str]) -> Handle:
+    def handle(inputs: Sequence[Value], outputs: Sequence[Value]) -> Counter[str]:
         call = TracedCall(inputs, outputs)
         try:
             # Integers are free: an index is no floating-point number.
@@ -179,10 +180,12 @@ def _zeros_on_cpu(model: nn.Module) -> nn.Module:
 @contextmanager
 def _traceable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, no gradients, no warnings, no fast paths; everything restored afterwards."""
-    hooks = [
-        (module, module._forward_pre_hooks.copy(), module._forward_hooks.copy())
+    hook_tables = [
+        table
         for module in model.modules()
+        for table in (module._forward_pre_hooks, module._forward_hooks)
     ]
+    known_hooks = [set(table) for table in hook_tables]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fast path of nn.MultiheadAttention is one operator that says nothing of what it does.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -199,6 +202,6 @@ def _traceable(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         # fvcore leaves its hooks behind when tracing fails.
-        for module, pre_hooks, post_hooks in hooks:
-            module._forward_pre_hooks = pre_hooks
-            module._forward_hooks = post_hooks
+        for table, known in zip(hook_tables, known_hooks, strict=True):
+            for key in table.keys() - known:
+                del table[key]

@@ -106,22 +106,21 @@ RULES: dict[str, Rule] = {
 #: Operators that move, compare, create, draw at random or describe numbers, and compute none.
 FREE = _words(
     """
-    alias as_strided atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors broadcast_to
-    cat chunk clone col2im column_stack concat concatenate constant_pad_nd contiguous copy cpu cuda
+    alias as_strided atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors broadcast_to cat
+    chunk clone col2im column_stack concat concatenate constant_pad_nd contiguous copy cpu cuda
     detach diag diag_embed diagonal dstack empty_like expand expand_as flatten flip fliplr flipud
     hsplit hstack im2col lift lift_fresh movedim moveaxis narrow numpy_T pad permute pin_memory
     pixel_shuffle pixel_unshuffle ravel reflection_pad1d reflection_pad2d reflection_pad3d repeat
     repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape reshape_as
     resolve_conj resolve_neg roll rot90 select split split_with_sizes squeeze stack swapaxes
     swapdims t tensor_split tile to transpose tril triu type_as unbind unflatten unfold unsqueeze
-    unsafe_chunk unsafe_split view view_as vsplit vstack channel_shuffle
-    complex conj conj_physical imag real view_as_complex view_as_real fft_fftshift fft_ifftshift
+    unsafe_chunk unsafe_split view view_as vsplit vstack channel_shuffle complex conj conj_physical
+    imag real view_as_complex view_as_real fft_fftshift fft_ifftshift
 
-    arange empty empty_strided eye fill full full_like linspace logspace meshgrid new_empty new_full
-    new_ones new_zeros ones ones_like scalar_tensor tensor tril_indices triu_indices zero zeros
-    zeros_like
-    bernoulli dropout feature_dropout alpha_dropout exponential multinomial normal rand rand_like
-    randint randint_like randn randn_like random randperm uniform
+    arange empty empty_strided eye fill full full_like linspace logspace meshgrid new_empty
+    new_full new_ones new_zeros ones ones_like scalar_tensor tensor tril_indices triu_indices zero
+    zeros zeros_like bernoulli dropout feature_dropout alpha_dropout exponential multinomial normal
+    rand rand_like randint randint_like randn randn_like random randperm uniform
 
     embedding fill_diagonal gather index index_copy index_fill index_select masked_fill
     masked_scatter masked_select nonzero nonzero_numpy one_hot put scatter_copy select_scatter
@@ -131,12 +130,12 @@ FREE = _words(
     argmax argmin argsort argwhere bitwise_and bitwise_left_shift bitwise_not bitwise_or
     bitwise_right_shift bitwise_xor bincount bucketize ceil clamp clamp_max clamp_min clip
     count_nonzero cummax cummin eq equal floor fmax fmin ge greater greater_equal gt hardtanh histc
-    isclose isfinite isin isinf isnan isneginf isposinf kthvalue le less less_equal logical_and logical_not
-    logical_or logical_xor lt max max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
-    max_pool2d_with_indices maximum median min minimum msort nan_to_num ne not_equal relu relu6
-    round searchsorted sgn sign signbit sort threshold topk trunc unique unique2 unique_consecutive
-    unique_dim upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d
-    upsample_nearest_exact2d upsample_nearest_exact3d
+    isclose isfinite isin isinf isnan isneginf isposinf kthvalue le less less_equal logical_and
+    logical_not logical_or logical_xor lt max max_pool1d max_pool2d max_pool3d
+    max_pool1d_with_indices max_pool2d_with_indices maximum median min minimum msort nan_to_num ne
+    not_equal relu relu6 round searchsorted sgn sign signbit sort threshold topk trunc unique
+    unique2 unique_consecutive unique_dim upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d
 
     __and__ __lshift__ __or__ __rshift__ __xor__ __iand__ __ior__ __ixor__ Bool Float Int
     ScalarImplicit IntImplicit FloatImplicit device dim is_floating_point is_nonzero item

@@ -39,7 +39,9 @@ class ExpertLinear(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features, **factory))
-        self.bias = nn.Parameter(torch.empty(num_experts, out_features, **factory)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, out_features, **factory)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

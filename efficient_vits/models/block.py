@@ -169,7 +169,7 @@ class ReducedBlock(Block):
         self.before = place == "before"
         self.between = place == "between"
         self.after = place == "after"
-        self.reduction = reducer if place else None
+        self.reduction: Any = reducer if place else None
 
     def forward(  # type: ignore[override]
         self, x: Tensor, size: Optional[Tensor], source: Optional[Tensor]

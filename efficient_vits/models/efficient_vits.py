@@ -32,7 +32,9 @@ def check_free(names: list[str]) -> None:
     """Raise if one of `names` is in timm's registry already."""
     taken = [name for name in names if timm.is_model(name)]
     if taken:
-        owners = ", ".join(f"{name} (by {timm.model_entrypoint(name).__module__})" for name in taken)
+        owners = ", ".join(
+            f"{name} (by {timm.model_entrypoint(name).__module__})" for name in taken
+        )
         raise ValueError(f"timm's registry already has {owners}; choose other names")
 
 

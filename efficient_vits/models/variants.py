@@ -35,7 +35,7 @@ def register_variants(registry: Registry, entry: Entry) -> None:
     shadowed = sorted(VIT_PARAMETERS & set(registry.own_parameters(entry.cls)))
     if shadowed:
         raise ValueError(
-            f"{registry.axis} {entry.name!r} has arguments {shadowed} of its own, which the ViT has "
+            f"{registry.axis} {entry.name!r} has arguments {shadowed} of its own that the ViT has "
             f"too; rename them"
         )
     models = {
@@ -52,9 +52,7 @@ def register_variants(registry: Registry, entry: Entry) -> None:
         )
 
 
-def _register(
-    registry: Registry, entry: Entry, name: str, size: str, own: dict[str, Any]
-) -> None:
+def _register(registry: Registry, entry: Entry, name: str, size: str, own: dict[str, Any]) -> None:
     host = {**HOST, **SIZES[size], **entry.vit}
 
     def merge(arguments: dict[str, Any]) -> dict[str, Any]:

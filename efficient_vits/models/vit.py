@@ -8,10 +8,18 @@ embedding without a slot for the class token and LayerScale, as in Touvron et al
 
 import functools
 import inspect
+import math
 from typing import Any, ClassVar, Dict, List, Optional, Tuple, Union  # noqa: UP035 (TorchScript reads them)
 
 import torch
-from timm.layers import Attention, DiffAttention, register_notrace_function, to_2tuple
+from timm.layers import (
+    Attention,
+    DiffAttention,
+    register_notrace_function,
+    resample_abs_pos_embed,
+    resample_patch_embed,
+    to_2tuple,
+)
 from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
 
@@ -21,9 +29,15 @@ from efficient_vits.mlp import _interface as mlp_axis
 from efficient_vits.models.block import Block, ReducedBlock
 from efficient_vits.reduction import _interface as reduction_axis
 
-REGISTRIES = {r.axis: r for r in (attention_axis.REGISTRY, reduction_axis.REGISTRY, mlp_axis.REGISTRY)}
+REGISTRIES = {
+    r.axis: r for r in (attention_axis.REGISTRY, reduction_axis.REGISTRY, mlp_axis.REGISTRY)
+}
 VIT_PARAMETERS = frozenset(inspect.signature(VisionTransformer).parameters)
-TIMM_ATTENTIONS: dict[str, type[nn.Module]] = {"": Attention, "attn": Attention, "diff": DiffAttention}
+TIMM_ATTENTIONS: dict[str, type[nn.Module]] = {
+    "": Attention,
+    "attn": Attention,
+    "diff": DiffAttention,
+}
 
 
 def create_vit(
@@ -53,19 +67,20 @@ def create_vit(
     attention = _alias(attention, "attention", arguments.pop("attn_layer", None), "attn_layer")
     mlp = _alias(mlp, "mlp", arguments.pop("mlp_layer", None), "mlp_layer")
     axes = {"attention": attention or "softmax", "reduction": reduction, "mlp": mlp or "mlp"}
+    chosen: dict[str, Any]
     chosen = {a: REGISTRIES[a].resolve(spec) for a, spec in axes.items() if spec is not None}
     chosen, arguments = _distribute(chosen, arguments)
     if reduction is not None:
-        return ReducedViT(**chosen, prop_attn=prop_attn, **arguments)
+        return ReducedViT(**arguments, **chosen, prop_attn=prop_attn)
     if prop_attn is not None:
         raise TypeError(f"prop_attn={prop_attn} needs a reduction; tokens have no sizes without")
-    if "block_fn" in arguments and not _is_our_block(arguments["block_fn"]):
-        if attention is not None or mlp is not None:
-            raise TypeError(
-                "block_fn replaces the block that holds attention and mlp; pass either block_fn "
-                "or these, not both"
-            )
-    return ComposableViT(**chosen, **arguments)
+    foreign_block = not _is_our_block(arguments.get("block_fn", Block))
+    if foreign_block and (attention is not None or mlp is not None):
+        raise TypeError(
+            "block_fn replaces the block that holds attention and mlp; pass either block_fn or "
+            "these, not both"
+        )
+    return ComposableViT(**arguments, **chosen)
 
 
 def _alias(spec: Spec | None, name: str, theirs: Any, timm_name: str) -> Spec | None:
@@ -80,8 +95,8 @@ def _alias(spec: Spec | None, name: str, theirs: Any, timm_name: str) -> Spec | 
 
 
 def _distribute(
-    chosen: dict[str, Mechanism], arguments: dict[str, Any]
-) -> tuple[dict[str, Mechanism], dict[str, Any]]:
+    chosen: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Bind the mechanisms' own arguments to them; what is left is the ViT's."""
     own = {axis: REGISTRIES[axis].own_parameters(m) for axis, m in chosen.items()}
     rest = {}
@@ -183,11 +198,28 @@ class ComposableViT(VisionTransformer):
             if hasattr(module, "set_grid_size"):
                 module.set_grid_size(tuple(self.patch_embed.grid_size))
 
+    @torch.jit.ignore
+    def resample_parameter(self, name: str, value: Tensor) -> Tensor:
+        """Position embedding or patch kernel of another, square, resolution brought to this one."""
+        if name == "patch_embed.proj.weight" and value.ndim == 4:
+            return resample_patch_embed(value, list(self.patch_embed.patch_size))
+        if name != "pos_embed" or value.ndim != 3:
+            return value
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        side = math.isqrt(max(value.shape[1] - prefix, 0))
+        if side**2 != value.shape[1] - prefix:
+            return value
+        return resample_abs_pos_embed(
+            value, list(self.patch_embed.grid_size), [side, side], num_prefix_tokens=prefix
+        )
+
     def extra_repr(self) -> str:
         return self.composition
 
 
-def _check_attention(attention: Mechanism, num_prefix_tokens: int, arguments: dict[str, Any]) -> None:
+def _check_attention(
+    attention: Mechanism, num_prefix_tokens: int, arguments: dict[str, Any]
+) -> None:
     """Raise if the attention cannot work in a ViT with these arguments."""
     traits = attention_axis.attention_traits(attention)
     if num_prefix_tokens and not traits.prefix_tokens:
@@ -235,7 +267,9 @@ class ReducedViT(ComposableViT):
         **arguments: Any,
     ) -> None:
         if "block_fn" in arguments:
-            raise TypeError("block_fn replaces the block that holds the reduction; pass one of them")
+            raise TypeError(
+                "block_fn replaces the block that holds the reduction; pass one of them"
+            )
         if arguments.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate and a token reduction both remove tokens; pass one")
         needs = reduction_axis.reduction_traits(reduction)
@@ -268,7 +302,7 @@ class ReducedViT(ComposableViT):
             **arguments,
         )
         # TorchScript would compile the forward of an nn.Sequential, which passes one argument only.
-        self.blocks = nn.ModuleList(self.blocks)
+        self.blocks: nn.ModuleList = nn.ModuleList(self.blocks)
         self.composition += f", reduction={reduction.name!r}, prop_attn={proportional}"
         if gives.token_count or gives.grid:
             full = super().token_counts[0]
@@ -283,6 +317,7 @@ class ReducedViT(ComposableViT):
     def token_counts(self) -> list[int | None]:
         counts: list[int | None] = []
         count: int | None = self.patch_embed.num_patches + self.num_prefix_tokens
+        block: Any
         for block in self.blocks:
             count = None if count is None else block.num_tokens(count)
             counts.append(count)
@@ -357,7 +392,8 @@ class ReducedViT(ComposableViT):
                 result["image_features"] = self.norm(x)
             return result
         if P and return_prefix_tokens:
-            intermediates = list(zip(intermediates, prefix_tokens, strict=True))
+            pairs: Any = list(zip(intermediates, prefix_tokens, strict=True))
+            intermediates = pairs
         return intermediates if intermediates_only else (self.norm(x), intermediates)
 
 

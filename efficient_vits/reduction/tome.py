@@ -11,7 +11,7 @@ the tokens afterwards is theirs, so that their weights give their outputs.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Dict, Optional, Tuple  # noqa: UP035 (TorchScript reads them)
+from typing import ClassVar, Dict, Optional, Tuple  # noqa: UP035 (TorchScript reads them)
 
 import torch
 from timm.layers import register_notrace_function

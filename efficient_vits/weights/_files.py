@@ -27,9 +27,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
         WeightsError: No such file, neither format, or something else than tensors inside.
     """
     content = source if isinstance(source, Mapping) else _read_file(Path(source))
-    while wrapper := next(
-        (key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None
-    ):
+    while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = content[wrapper]
     alien = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if alien:

@@ -1,13 +1,11 @@
 """Strict loading: everything fits, or nothing is touched and everything that does not is named."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
 from efficient_vits.weights._files import WeightsError, read_state_dict
@@ -94,11 +92,13 @@ def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
         adapted = value
         if value.shape != target[name].shape:
             adapted = _resample(model, name, value)
-            resampled.append(name)
         if adapted.shape != target[name].shape:
-            misshapen.append(f"{name} {tuple(value.shape)}, want {tuple(target[name].shape)}")
-        else:
-            values[name] = adapted
+            wanted = tuple(target[name].shape)
+            misshapen.append(f"{name} {tuple(value.shape)}, want {wanted}")
+            continue
+        values[name] = adapted
+        if adapted is not value:
+            resampled.append(name)
     lacking = [name for name in target if name not in state]
     absent = [name for name in lacking if _is_structural(model, name)]
     missing = [name for name in lacking if name not in absent]
@@ -106,7 +106,7 @@ def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
 
 
 def _is_structural(model: nn.Module, name: str) -> bool:
-    """Whether a state entry follows from the architecture: an index, a mask, a counter, a filter."""
+    """Whether a state entry follows from the architecture: an index, a mask, a counter."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if leaf not in dict(module.named_buffers(recurse=False)):
@@ -117,29 +117,21 @@ def _is_structural(model: nn.Module, name: str) -> bool:
 
 
 def _resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """A parameter of another resolution brought to the model's; unchanged where that can't be."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if hasattr(module, "resample_parameter"):
-        resampled: Tensor = module.resample_parameter(leaf, value)
-        return resampled
-    target = model.state_dict()[name]
-    if name == "pos_embed" and value.ndim == 3 and hasattr(model, "patch_embed"):
-        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-        side = math.isqrt(max(value.shape[1] - prefix, 0))
-        if side**2 == value.shape[1] - prefix and value.shape[2] == target.shape[2]:
-            return resample_abs_pos_embed(
-                value,
-                list(model.patch_embed.grid_size),
-                [side, side],
-                num_prefix_tokens=prefix,
-            )
-    if name == "patch_embed.proj.weight" and value.shape[:2] == target.shape[:2]:
-        return resample_patch_embed(value, list(target.shape[2:]))
+    """A parameter of another resolution brought to the model's; unchanged where that can't be.
+
+    The innermost module around the parameter that knows how to does it.
+    """
+    path = name.split(".")
+    for depth in reversed(range(len(path))):
+        module: Any = model.get_submodule(".".join(path[:depth]))
+        if hasattr(module, "resample_parameter"):
+            resampled: Tensor = module.resample_parameter(".".join(path[depth:]), value)
+            return resampled
     return value
 
 
 def _describe(model: nn.Module, fit: _Fit) -> str:
+    """Everything that does not fit, by name."""
     lines = [f"these weights do not fit {type(model).__name__}, read as {fit.layout!r}:"]
     for title, names in (
         ("missing", fit.missing),
