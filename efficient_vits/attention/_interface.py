@@ -50,6 +50,7 @@ class AttentionTraits:
         gives: What it can ``report`` in ``info``: ``"keys"`` (B, heads, N, d), what a token offers
             to be found by, and ``"class_attention"`` (B, heads, P, N), the attention the P prefix
             tokens pay to all tokens.
+        refuses: Switches of the interface that it raises for: ``"qk_norm"``, ``"scale_norm"``.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
 
     A mixer that takes sizes or gives something is called as
@@ -63,6 +64,7 @@ class AttentionTraits:
     causal: bool = False
     token_sizes: bool = False
     gives: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
     auxiliary_loss: bool = False
 
     @property

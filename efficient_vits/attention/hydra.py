@@ -40,7 +40,10 @@ class HydraAttention(nn.Module):
     """
 
     traits: ClassVar[AttentionTraits] = AttentionTraits(
-        causal=True, token_sizes=True, gives=frozenset({"keys"})
+        causal=True,
+        token_sizes=True,
+        gives=frozenset({"keys"}),
+        refuses=frozenset({"qk_norm"}),
     )
     reports_keys: Final[bool]
 

@@ -8,6 +8,7 @@ register, get theirs at registration.
 import difflib
 import fnmatch
 import functools
+import re
 import warnings
 
 import timm
@@ -77,7 +78,7 @@ def list_models(
             f"no taxonomy class contains {taxonomy!r}; there are {', '.join(sorted(classes))}"
         )
     first, last = (year, year) if isinstance(year, int) else year or (0, 9999)
-    return sorted(
+    names = (
         card.name
         for card in chosen
         if fnmatch.fnmatch(card.name, pattern)
@@ -87,6 +88,12 @@ def list_models(
         and (year is None or (card.year is not None and first <= card.year <= last))
         and (max_params is None or count_parameters_of(card.name) <= max_params)
     )
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sort key that reads numbers as numbers: r8 before r13."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _accepted(what: str, value: str | None, known: set[str]) -> None:

@@ -401,9 +401,12 @@ def taken_blocks(depth: int, indices: int | list[int] | None) -> list[int]:
     """Block indices that timm's ``indices`` stands for: the last n, a choice, or all."""
     if indices is None:
         return list(range(depth))
-    chosen = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
-    taken = [i + depth if i < 0 else i for i in chosen]
-    if not taken or min(taken) < 0 or max(taken) >= depth:
+    if isinstance(indices, int):
+        taken, fits = list(range(depth - indices, depth)), 0 < indices <= depth
+    else:
+        taken = [i + depth if i < 0 else i for i in indices]
+        fits = bool(taken) and min(taken) >= 0 and max(taken) < depth
+    if not fits:
         raise ValueError(
             f"indices must name blocks of {depth}, as a count or a list of indices, got {indices!r}"
         )

@@ -86,12 +86,12 @@ def merge(
     x = torch.cat([x[:, :P], take(x, kept), joined], dim=1)
     new_size = torch.cat([size[:, :P], take(size, kept), counts], dim=1)
     if source is not None:
-        B, N, first = kept.shape[0], size.shape[1], P + kept.shape[1]
-        moved = torch.arange(N, device=source.device).repeat(B, 1)  # old token -> new token
-        moved = moved.scatter(1, kept, moved[:, P:first])
-        moved = moved.scatter(1, base, first + moved[:, : base.shape[1]])
-        moved = moved.scatter(1, merged, first + target)
-        source = torch.where(source >= 0, moved.gather(1, source.clamp(min=0)), source)
+        first = P + kept.shape[1]  # where the set B begins
+        old = torch.arange(size.shape[1], device=source.device).expand(x.shape[0], -1)
+        new = old.scatter(1, kept, old[:, P:first])
+        new = new.scatter(1, base, first + old[:, : base.shape[1]])
+        new = new.scatter(1, merged, first + target)
+        source = torch.where(source >= 0, new.gather(1, source.clamp(min=0)), source)
     return x, new_size, source
 
 

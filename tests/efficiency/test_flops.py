@@ -199,7 +199,7 @@ def test_model_and_process_are_left_as_they_were(
 ) -> None:
     model = Probe()
     model.layers[0].eval()
-    model.layers[0].register_forward_hook(lambda *_: None)
+    hook = model.layers[0].register_forward_hook(lambda *_: None)
     model.layers(torch.randn(3, 4)).sum().backward()
     state, grads = copy.deepcopy(model.state_dict()), [p.grad for p in model.parameters()]
     before, random_state = _traces_of(model), torch.get_rng_state()
@@ -219,15 +219,22 @@ def test_model_and_process_are_left_as_they_were(
     assert torch.equal(torch.get_rng_state(), random_state)
     assert warnings.filters == filters
     assert caplog.records == []
+    hook.remove()
+    assert not model.layers[0]._forward_hooks
+
+
+def test_a_compiled_model_counts_like_the_one_it_compiles() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    assert count_flops(torch.compile(model), (4,)) == count_flops(model, (4,))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(model="vit"), TypeError, "torch.nn.Module, got str"),
-        (dict(input_size=(3, 0, 224)), ValueError, r"got \(3, 0, 224\)"),
-        (dict(input_size=()), ValueError, "input_size"),
-        (dict(batch_size=0), ValueError, "batch_size must be a positive integer, got 0"),
+        ({"model": "vit"}, TypeError, "torch.nn.Module, got str"),
+        ({"input_size": (3, 0, 224)}, ValueError, r"got \(3, 0, 224\)"),
+        ({"input_size": ()}, ValueError, "input_size"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a positive integer, got 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], error: type[Exception], message: str) -> None:

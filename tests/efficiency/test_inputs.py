@@ -8,9 +8,14 @@ from efficient_vits.efficiency.inputs import device_of, evaluating, placed, rand
 def test_every_modules_mode_comes_back_after_an_error() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout()))
     model[1].eval()
-    with pytest.raises(KeyError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise KeyError
+
+    def fail() -> None:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [module.training for module in model.modules()] == [True, True, False, False]
 
 
@@ -45,8 +50,8 @@ def test_a_model_on_two_devices_is_refused() -> None:
 
 
 def test_images_fit_the_model_and_leave_the_random_state() -> None:
-    state = torch.get_rng_state()
     model = nn.Linear(2, 2, dtype=torch.bfloat16)
+    state = torch.get_rng_state()
     images = random_images(model, (3, 5, 4), 2, device=torch.device("cpu"))
     assert (tuple(images.shape), images.dtype) == ((2, 3, 5, 4), torch.bfloat16)
     assert torch.equal(images, random_images(model, (3, 5, 4), 2, device=torch.device("cpu")))

@@ -21,7 +21,7 @@ def test_a_name_is_handed_to_timm_and_steps_are_announced() -> None:
 
 
 def test_an_unknown_name_gets_near_ones() -> None:
-    with pytest.raises(ValueError, match="no model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"):
+    with pytest.raises(ValueError, match=r"no model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"):
         measure("vit_tinny_patch16_224")
 
 

@@ -1,0 +1,128 @@
+"""What the pages take from elsewhere: tables made from the catalog, and the examples' notebooks.
+
+The directive ``catalog-table`` stands for one of the tables in `TABLES`. Notebooks are copied from
+``examples/`` to ``docs/_generated/``, which git ignores.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from efficient_vits import ModelCard, catalog
+
+GENERATED = Path(__file__).parent / "_generated"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+HEADER = (
+    "| model | class | year | parameters | GFLOPs | paper | authors' code | notes |\n"
+    "|---|---|---:|---:|---:|---|---|---|\n"
+)
+
+
+def available_models() -> list[ModelCard]:
+    """Cards of the models that this version creates, by class and name."""
+    return _ordered(card for card in catalog.cards().values() if catalog.is_available(card.name))
+
+
+def planned_models() -> list[ModelCard]:
+    """Cards of the benchmark's models that this version does not create yet."""
+    return _ordered(
+        card for card in catalog.cards().values() if not catalog.is_available(card.name)
+    )
+
+
+def table(cards: list[ModelCard]) -> str:
+    """A Markdown table with one row per card."""
+    return HEADER + "\n".join(_row(card) for card in cards)
+
+
+def _ordered(cards: Any) -> list[ModelCard]:
+    return sorted(cards, key=lambda card: (card.axis, card.taxonomy_class, card.name))
+
+
+def _row(card: ModelCard) -> str:
+    paper = code = year = ""
+    if card.paper is not None:
+        year = str(card.paper.year)
+        source = f"{card.paper.first_author}, {card.paper.venue}"
+        paper = f"[{source}](https://arxiv.org/abs/{card.paper.arxiv})"
+        if not card.paper.arxiv:
+            paper = source
+    if card.code:
+        code = f"[{card.code}](https://github.com/{card.code})"
+        code += f", {_licence(card.licence)}"
+    flops = "" if card.flops is None else f"{card.flops / 1e9:.2f}"
+    cells = [
+        f"`{card.name}`",
+        card.taxonomy_class or card.axis,
+        year,
+        _parameters(card),
+        flops,
+        paper,
+        code,
+        "; ".join(_notes(card)),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _licence(licence: str) -> str:
+    return {"none": "no licence", "": "licence unknown"}.get(licence, licence)
+
+
+def _parameters(card: ModelCard) -> str:
+    """The published number; for models of this version that have none, counted, with a star."""
+    if card.params is not None:
+        return f"{card.params:,}"
+    if catalog.is_available(card.name):
+        return f"{catalog.count_parameters_of(card.name):,}\\*"
+    return ""
+
+
+def _notes(card: ModelCard) -> list[str]:
+    notes = [card.note] if card.note else []
+    if card.reference_args:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in card.reference_args.items())
+        notes.append(f"figures hold with `{arguments}`")
+    if card.img_size != 224:
+        notes.append(f"figures hold at {card.img_size} px")
+    if card.built_on == "timm" and catalog.is_available(card.name):
+        notes.append("timm's implementation")
+    return notes
+
+
+TABLES = {"available": available_models, "planned": planned_models}
+
+
+class CatalogTable(SphinxDirective):
+    """``catalog-table``: the table of TABLES that its argument names."""
+
+    required_arguments = 1
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        choice = self.arguments[0]
+        if choice not in TABLES:
+            raise self.error(f"no table {choice!r}; there are {', '.join(TABLES)}")
+        return self.parse_text_to_nodes(table(TABLES[choice]()))
+
+
+def copy_notebooks(app: Sphinx) -> None:
+    """Bring the examples into the source directory; what is up to date is left alone."""
+    GENERATED.mkdir(exist_ok=True)
+    notebooks = {path.name: path.read_bytes() for path in sorted(EXAMPLES.glob("*.ipynb"))}
+    for old in GENERATED.glob("*.ipynb"):
+        if old.name not in notebooks:
+            old.unlink()
+    for name, content in notebooks.items():
+        target = GENERATED / name
+        if not target.exists() or target.read_bytes() != content:
+            target.write_bytes(content)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("catalog-table", CatalogTable)
+    app.connect("builder-inited", copy_notebooks, priority=100)
+    return {"parallel_read_safe": True}

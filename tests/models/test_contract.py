@@ -1,0 +1,247 @@
+"""What every model of ours must do at its smallest; new ones are picked up from the catalog.
+
+LayerScale is set to 1 throughout: at its initial 1e-4 no block would matter to any output.
+"""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.layers import set_exportable, set_scriptable
+from timm.models import create_feature_extractor
+from timm.optim import param_groups_layer_decay
+
+import efficient_vits
+from efficient_vits import auxiliary_loss
+from efficient_vits.efficiency import count_flops
+
+SMALL = {"img_size": 64, "depth": 2, "init_values": 1.0, "num_classes": 7}
+NAMES = timm.list_models("*_ti16*", module="efficient_vits")
+
+
+def build(name, **arguments):
+    return timm.create_model(name, **{**SMALL, **arguments}).eval()
+
+
+def images(batch=2, channels=3, height=64, width=64, **factory):
+    return torch.randn(batch, channels, height, width, **factory)
+
+
+def test_every_model_is_in_the_catalog_and_none_is_left_out():
+    ours = timm.list_models(module="efficient_vits")
+    assert ours == efficient_vits.list_models(built_on="efficient_vits")
+    assert {n.replace("_ti16", "_s16") for n in NAMES} <= set(ours)
+
+
+@pytest.mark.parametrize("name", timm.list_models(module="efficient_vits"))
+def test_is_built_at_its_full_size_and_complete(name):
+    model = timm.create_model(name, device="meta")
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    assert sum(p.numel() for p in model.parameters()) == efficient_vits.catalog.count_parameters_of(
+        name
+    )
+    cfg, state = model.pretrained_cfg, model.state_dict()
+    assert cfg["architecture"] == name
+    for key in ("first_conv", "classifier"):
+        assert f"{cfg[key]}.weight" in state
+    assert len(model.token_counts) == len(model.blocks)
+    assert type(model).__name__ in repr(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_batch_do_not_mix(name):
+    model, x = build(name).double(), images(3, dtype=torch.float64)
+    y = model(x)
+    assert y.shape == (3, 7)
+    torch.testing.assert_close(torch.cat([model(image) for image in x.split(1)]), y)
+    assert (y[0] - y[1]).abs().max() > 1e-3, "the image does not matter"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_trains(name):
+    model = build(name).train()
+    (model(images()).square().sum() + auxiliary_loss(model)).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    model, x = build(name).double().train(), images(dtype=torch.float64)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        (model(x).square().sum() + auxiliary_loss(model)).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_timms_arguments(name):
+    model = build(name, in_chans=1, img_size=(64, 96), reg_tokens=2, qkv_bias=False, drop_rate=0.1)
+    assert model(images(channels=1, width=96)).shape == (2, 7)
+    assert model.num_prefix_tokens == 3
+    headless = build(name, num_classes=0, class_token=False, global_pool="avg")
+    assert headless(images()).shape == (2, 192)
+    with pytest.raises(TypeError, match="not_an_argument"):
+        build(name, not_an_argument=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_input_size_is_the_same_as_building_at_it(name):
+    model = build(name)
+    model.set_input_size(img_size=(96, 64))
+    other = build(name, img_size=(96, 64))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in other.state_dict().items()
+    }
+    other.load_state_dict(model.state_dict())
+    x = images(height=96)
+    assert torch.equal(model(x), other(x))
+    assert model.token_counts == other.token_counts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_its_tokens_without_running(name):
+    model = build(name)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(
+            lambda module, args, output: seen.append(
+                (output[0] if isinstance(output, tuple) else output).shape[1]
+            )
+        )
+    model(images())
+    assert model.token_counts == seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_intermediates_are_dense_maps(name):
+    model, x = build(name, img_size=(64, 96)), images(width=96)
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert [m.shape for m in maps] == [(2, 192, 4, 6)] * 2
+    stopped = model.forward_intermediates(x, [0], stop_early=True, intermediates_only=True)
+    assert torch.equal(stopped[0], maps[0])
+    pairs = model.forward_intermediates(x, 1, return_prefix_tokens=True, intermediates_only=True)
+    assert pairs[0][1].shape == (2, model.num_prefix_tokens, 192)
+    result = model.forward_intermediates(x, norm=True, output_fmt="NLC", output_dict=True)
+    assert result["image_intermediates"][0].shape == (2, 24, 192)
+    assert torch.equal(result["image_features"], final)
+    features = build(name, features_only=True, out_indices=(0, 1))
+    assert features.feature_info.reduction() == [16, 16]
+    assert [m.shape for m in features(images())] == [(2, 192, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_without_graph_breaks(name):
+    model, x = build(name), images()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports(name):
+    model, x = build(name), images()
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_in_onnxruntime(name, tmp_path):
+    import onnxruntime
+
+    path, x = tmp_path / "model.onnx", images()
+    with set_exportable(True):
+        model = build(name)
+    torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # float32 sums in another order, outputs of the order of 1
+    torch.testing.assert_close(torch.from_numpy(y), model(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_and_traces(name):
+    with set_scriptable(True):
+        model = build(name)
+    x = images()
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+    traced = create_feature_extractor(model, {"head": "logits"})
+    torch.testing.assert_close(traced(x)["logits"], model(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_the_same_in_channels_last_and_close_in_half_precision(name):
+    model, x = build(name), images()
+    y = model(x)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), y)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model(x)
+    assert z.isfinite().all()
+    half = model.bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert half.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_copied_and_pickled_after_training(name):
+    model, x = build(name).train(), images()
+    model(x).sum().backward()
+    model.eval()
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_decay_groups_follow_the_depth(name):
+    model = build(name)
+    groups = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=["pos_embed"])
+    assert sorted({g["lr_scale"] for g in groups}) == [0.125, 0.25, 0.5, 1.0]
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_are_the_same_fused_unfused_and_on_meta(name):
+    model = build(name)
+    counted = count_flops(model, (3, 64, 64))
+    assert counted.uncounted == {}
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    unfused = count_flops(model, (3, 64, 64))
+    meta = count_flops(build(name, device="meta"), (3, 64, 64))
+    assert counted.total == unfused.total == meta.total
+    assert counted.macs == unfused.macs == meta.macs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_materialises_from_the_meta_device(name):
+    model = build(name, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(float("nan"))
+    model.init_weights()
+    assert model(images()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not timm.list_pretrained(n)])
+def test_pretrained_weights_that_do_not_exist_are_not_pretended(name):
+    with pytest.raises(RuntimeError, match="No pretrained weights"):
+        timm.create_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entry_points_say_what_they_are(name):
+    entry_point = timm.model_entrypoint(name)
+    assert entry_point.__module__.split(".")[-1] == "efficient_vits"
+    assert inspect.getmodule(entry_point).default_cfgs[name]
+    assert "ViT-Ti/16" in entry_point.__doc__

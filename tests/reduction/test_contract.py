@@ -1,0 +1,147 @@
+"""What every registered token reduction must do; new ones are picked up by name."""
+
+import copy
+
+import pytest
+import torch
+
+from efficient_vits.attention import attention_traits, create_attention, list_attentions
+from efficient_vits.models.vit import dense_tokens
+from efficient_vits.reduction import create_reduction, list_reductions, reduction_traits
+
+DIM, DEPTH, PATCHES = 32, 4, 15
+NAMES = list_reductions()
+PREFIXES = [0, 1, 2, 5]
+
+
+def active_blocks(name, prefix=1, **factory):
+    """The reduction of each block in which it does something."""
+    blocks = [
+        create_reduction(name, DIM, DEPTH, i, num_prefix_tokens=prefix, **factory)
+        for i in range(DEPTH)
+    ]
+    return [block for block in blocks if getattr(block, "active", True)]
+
+
+def give(name, x, prefix):
+    """What the reduction needs, from an attention that has it."""
+    needs = reduction_traits(name).needs
+    info = {}
+    if needs:
+        giver = next(n for n in list_attentions() if needs <= attention_traits(n).gives)
+        attention = create_attention(
+            giver, DIM, num_heads=4, num_prefix_tokens=prefix, report=tuple(needs), grid_size=(3, 5)
+        )
+        attention.to(x.device, x.dtype)(x, info=info)
+    return info
+
+
+def run(reduction, name, x, size=None, source=None, prefix=1):
+    return reduction(x, size, source, give(name, x, prefix))
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", NAMES)
+def test_leaves_as_many_tokens_as_it_says(name, prefix):
+    blocks = active_blocks(name, prefix)
+    assert blocks, "with its default arguments it does nothing in any block"
+    x = torch.randn(2, prefix + PATCHES, DIM)
+    for reduction in blocks:
+        y, size, source = run(reduction, name, x, prefix=prefix)
+        count = reduction.num_tokens(prefix + PATCHES)
+        assert count is None or y.shape == (2, count, DIM)
+        assert source is None, "nobody asked for the map"
+        if reduction_traits(name).sizes:
+            assert size.shape == (2, y.shape[1], 1)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_every_patch_to_a_token_that_exists(name, prefix):
+    x = torch.randn(2, prefix + PATCHES, DIM)
+    source = torch.arange(prefix, prefix + PATCHES).expand(2, -1)
+    y, size, source = run(active_blocks(name, prefix)[0], name, x, None, source, prefix)
+    assert source.shape == (2, PATCHES)
+    assert source.min() >= -1
+    assert source.max() < y.shape[1]
+    assert not ((source >= 0) & (source < prefix)).any(), "a patch went into a prefix token"
+    assert dense_tokens(y, source).shape == (2, PATCHES, DIM)
+    if size is not None:
+        for image in range(2):
+            stands_for = torch.bincount(source[image].clamp(min=0), minlength=y.shape[1])
+            kept = torch.cat([torch.ones(prefix), stands_for[prefix:].float()])
+            assert torch.equal(size[image, :, 0], kept), "sizes and map disagree"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_patch_that_was_dropped_stays_dropped(name):
+    x = torch.randn(2, 1 + PATCHES, DIM)
+    source = torch.arange(1, 1 + PATCHES).repeat(2, 1)
+    source[:, 3] = -1
+    _, _, source = run(active_blocks(name)[0], name, x, None, source)
+    assert (source[:, 3] == -1).all()
+    assert (source[:, 4] != -1).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_batch_do_not_mix(name):
+    reduction = active_blocks(name)[0].eval()
+    x = torch.randn(3, 1 + PATCHES, DIM, dtype=torch.float64)
+    info = give(name, x, 1)
+    together = reduction(x, None, None, info)[0]
+    for i in range(3):
+        one = {key: value[i : i + 1] for key, value in info.items()}
+        torch.testing.assert_close(reduction(x[i : i + 1], None, None, one)[0], together[i : i + 1])
+
+
+@pytest.mark.parametrize("patches", [1, 2, 3])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_few_tokens_are_enough(name, prefix, patches):
+    x = torch.randn(2, prefix + patches, DIM)
+    info = {
+        "keys": torch.randn(2, 4, prefix + patches, 8),
+        "class_attention": torch.rand(2, 4, prefix, prefix + patches),
+    }
+    reduction = active_blocks(name, prefix)[0]
+    y, _, _ = reduction(x, None, None, info)
+    assert prefix + 1 <= y.shape[1] == reduction.num_tokens(prefix + patches)
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_the_dtype_and_stays_finite(name, dtype):
+    x = (30 * torch.randn(2, 1 + PATCHES, DIM)).to(dtype).requires_grad_()
+    reduction = active_blocks(name)[0].to(dtype)
+    info = {
+        "keys": torch.zeros(2, 4, 1 + PATCHES, 8, dtype=dtype),
+        "class_attention": torch.rand(2, 4, 1, 1 + PATCHES, dtype=dtype),
+    }
+    y, _, _ = reduction(x, None, None, info)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_the_meta_device(name):
+    reduction = active_blocks(name)[0].to("meta")
+    x = torch.randn(2, 1 + PATCHES, DIM, device="meta")
+    info = {
+        "keys": torch.randn(2, 4, 1 + PATCHES, 8, device="meta"),
+        "class_attention": torch.rand(2, 4, 1, 1 + PATCHES, device="meta"),
+    }
+    y, _, _ = reduction(x, None, None, info)
+    assert y.is_meta
+    assert y.shape[1] == reduction.num_tokens(1 + PATCHES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_copied(name):
+    x = torch.randn(2, 1 + PATCHES, DIM)
+    reduction = active_blocks(name)[0].eval()
+    info = give(name, x, 1)
+    twin = copy.deepcopy(reduction)
+    assert torch.equal(twin(x, None, None, info)[0], reduction(x, None, None, info)[0])
