@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -1,4 +1,4 @@
-"""What the pages take from elsewhere: tables made from the catalog, and the examples' notebooks.
+"""What the pages take from elsewhere: the catalog's tables, docstrings, the examples' notebooks.
 
 The directive ``catalog-table`` stands for one of the tables in `TABLES`. Notebooks are copied from
 ``examples/`` to ``docs/_generated/``, which git ignores.
@@ -122,7 +122,22 @@ def copy_notebooks(app: Sphinx) -> None:
             target.write_bytes(content)
 
 
+def formulas_as_written(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Make the formulas of a module's docstring, which are indented, literal blocks."""
+    if what != "module":
+        return
+    source, lines[:] = list(lines), []
+    for i, line in enumerate(source):
+        starts = line.startswith("    ") and (i == 0 or not source[i - 1].strip())
+        if starts and not (len(lines) > 1 and lines[-2].rstrip().endswith("::")):
+            lines += ["::", ""]
+        lines.append(line)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("catalog-table", CatalogTable)
+    app.connect("autodoc-process-docstring", formulas_as_written)
     app.connect("builder-inited", copy_notebooks, priority=100)
     return {"parallel_read_safe": True}

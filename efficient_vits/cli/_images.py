@@ -40,9 +40,9 @@ def read_image(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    if not path.is_file():
-        raise UserError(f"no image file {path}")
     try:
+        if not path.is_file():
+            raise UserError(f"no image file {path}")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:

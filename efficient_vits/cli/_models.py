@@ -18,7 +18,8 @@ def check_name(name: str) -> None:
     if not is_available(name):
         if name in cards():
             raise UserError(
-                f"model {name!r} is in the catalog, but not in this version; see 'efficient-vits list'"
+                f"model {name!r} is in the catalog, but not yet in this version; "
+                f"see 'efficient-vits list'"
             )
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see 'efficient-vits list'"

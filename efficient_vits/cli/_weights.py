@@ -20,7 +20,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a file by name."""
     try:
         return read_state_dict(path)
-    except WeightsError as error:
+    except (WeightsError, OSError) as error:
         raise UserError(f"--weights: {error}") from error
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from efficient_vits.efficiency.inputs import check_arguments, evaluating, placed, random_images
 
 _STEADY = 0.05  # warm-up ends when three successive times lie within 5 % of their median ...
-_MAX_WARM_UP = 50  # ... or after this many batches
+_MAX_WARM_UP = 50  # ... or after this many batches, or as many seconds as are timed
 _WORTHWHILE = 1.03  # a doubled batch must be faster by 3 %
 _TRIAL_SECONDS = 0.2  # how long one batch size is tried
+_LONG_BATCH_SECONDS = 1.0  # a batch that takes this long is not doubled
 _MIN_REPEATS = 5
 
 _OUT_OF_MEMORY_MESSAGES = (
@@ -64,7 +65,8 @@ def measure_throughput(
         model: any module that takes a tensor `(batch_size, *input_size)`; left as it was.
         input_size: size of one image without the batch, `(channels, height, width)`.
         batch_size: images in a batch. None doubles it from 1 on, as long as that makes the model
-            more than 3 % faster and memory lasts, and measures at the fastest.
+            more than 3 % faster, memory lasts and a batch takes less than a second, and measures
+            at the fastest.
         device: where to measure; by default where the model is.
         min_seconds: how long to time.
 
@@ -81,7 +83,7 @@ def measure_throughput(
         if batch_size is None:
             batch_size = _fastest_batch_size(model, input_size, target)
         images = random_images(model, input_size, batch_size, device=target)
-        times = _times(model, images, seconds=min_seconds)
+        times = _times(model, images, seconds=min_seconds, repeats=_MIN_REPEATS)
 
     latency = statistics.median(times)
     lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
@@ -112,12 +114,14 @@ def _speeds(
     while True:
         try:
             images = random_images(model, input_size, batch_size, device=device)
-            times = _times(model, images, seconds=_TRIAL_SECONDS)
+            times = _times(model, images, seconds=_TRIAL_SECONDS, repeats=2)
         except RuntimeError as error:
             if batch_size == 1 or not _is_out_of_memory(error):
                 raise
             break
         yield batch_size, batch_size / statistics.median(times)
+        if statistics.median(times) > _LONG_BATCH_SECONDS:
+            break
         batch_size *= 2
     if device.type == "cuda":
         # What the failed attempt had taken is needed for the measurement.
@@ -130,13 +134,13 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def _times(model: nn.Module, images: Tensor, *, seconds: float) -> list[float]:
-    """Seconds of each of at least 5 batches, for at least `seconds`, once they are steady."""
-    warm_up: list[float] = []
-    while len(warm_up) < _MAX_WARM_UP and not _is_steady(warm_up[-3:]):
+def _times(model: nn.Module, images: Tensor, *, seconds: float, repeats: int) -> list[float]:
+    """Seconds of each of at least `repeats` batches, for at least `seconds`, once steady."""
+    warm_up = [_seconds_of_batch(model, images)]
+    while len(warm_up) < _MAX_WARM_UP and sum(warm_up) < seconds and not _is_steady(warm_up[-3:]):
         warm_up.append(_seconds_of_batch(model, images))
     times: list[float] = []
-    while len(times) < _MIN_REPEATS or sum(times) < seconds:
+    while len(times) < repeats or sum(times) < seconds:
         times.append(_seconds_of_batch(model, images))
     return times
 

@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and what it says about the code is true."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -23,13 +24,13 @@ DOCS = ROOT / "docs"
 def fenced(page: str, language: str) -> dict[str, str]:
     """Code blocks of a page by caption; those without one by their number."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    fence = rf"^```(?:{{code-block}} )?{language}\n(?::caption: (?P<caption>[^\n]+)\n\n)?(?P<code>.*?)^```$"
-    blocks = re.finditer(fence, text, re.MULTILINE | re.DOTALL)
+    opening = rf"^```(?:{{code-block}} )?{language}\n(?::caption: (?P<caption>[^\n]+)\n\n)?"
+    blocks = re.finditer(rf"{opening}(?P<code>.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return {match["caption"] or str(i): match["code"] for i, match in enumerate(blocks)}
 
 
 def run_python(code: str, folder: Path) -> str:
-    """Run code in a fresh interpreter, in an empty working directory; warnings are errors."""
+    """Run code in a fresh interpreter, in a working directory of its own."""
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -89,7 +90,7 @@ def test_internal_links_lead_somewhere(site: Path) -> None:
 def test_broken_links_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<a href="b.html#there">b</a><a href="#gone">c</a>')
     (tmp_path / "b.html").write_text('<p id="there"><a href="c.html">c</a></p>')
-    assert broken_links(tmp_path) == ["a.html: #gone", "b.html: c.html"]
+    assert sorted(broken_links(tmp_path)) == ["a.html: #gone", "b.html: c.html"]
 
 
 def test_public_names_are_documented(site: Path) -> None:
@@ -103,9 +104,15 @@ def test_public_names_are_documented(site: Path) -> None:
         efficient_vits.weights,
         efficient_vits.efficiency,
     ]
-    public = {f"{module.__name__}.{name}" for module in modules for name in module.__all__}
-    submodules = {module.__name__ for module in modules}
-    assert sorted(public - submodules - anchors) == []
+    # One object that is public in two places is documented in one.
+    names: dict[int, list[str]] = {}
+    for module in modules:
+        for name in module.__all__:
+            public = getattr(module, name)
+            if not inspect.ismodule(public):
+                names.setdefault(id(public), []).append(f"{module.__name__}.{name}")
+    assert len(names) > 30
+    assert [same for same in names.values() if not anchors.intersection(same)] == []
 
 
 def test_models_page_names_every_card(site: Path) -> None:
@@ -140,12 +147,18 @@ def test_models_page_has_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Apache-2.0" in rows["vit_s16"]
 
 
-@pytest.mark.parametrize("page", ["index.md", "architecture.md", "efficiency.md"])
-def test_snippets_run(page: str, tmp_path: Path) -> None:
-    snippets = fenced(page, "python")
-    assert snippets
-    # One page is one session: later snippets use the names of earlier ones.
-    run_python("\n".join(snippets.values()), tmp_path)
+def test_snippets_run(tmp_path: Path) -> None:
+    # A page is one session: later snippets use the names of earlier ones. The pages share a process
+    # because its start takes longer than most snippets.
+    for page in ("index.md", "architecture.md", "efficiency.md"):
+        snippets = fenced(page, "python")
+        assert snippets, page
+        (tmp_path / f"{page}.py").write_text("\n".join(snippets.values()), encoding="utf-8")
+    run_python(
+        "import pathlib, runpy\n"
+        "for page in sorted(pathlib.Path().glob('*.py')): runpy.run_path(str(page))",
+        tmp_path,
+    )
 
 
 def test_examples_of_mechanisms_are_one_file_each(tmp_path: Path) -> None:
@@ -161,11 +174,12 @@ def test_examples_of_mechanisms_are_one_file_each(tmp_path: Path) -> None:
     uses = [code for caption, code in blocks.items() if caption.startswith("use of")]
     assert len(uses) == 3
     calls = """
-        check("pool_ti16")
-        check("keep_top_ti16")
+        check("aft_simple_ti16")
+        check("keep_unusual_ti16")
         check("geglu_ti16")
         check("vit_ti16", attention="hydra", mlp="geglu", reduction="tome", r=4)
-        assert {"pool_l16_k5", "keep_top_b16", "geglu_s16"} <= set(efficient_vits.list_models())
+        known = efficient_vits.list_models()
+        assert {"aft_simple_l16", "keep_unusual_b16", "geglu_s16"} <= set(known)
         print(efficient_vits.__file__)
     """
     script = "\n".join([*uses, blocks["checks"], textwrap.dedent(calls)])

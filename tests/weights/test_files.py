@@ -109,11 +109,8 @@ def test_one_tensor_under_two_names():
     assert_refused(twice, "bias stands for two tensors")
 
 
-@pytest.mark.parametrize(
-    "other", [torch.zeros(3), torch.zeros(2, dtype=torch.float64)], ids=["shape", "dtype"]
-)
-def test_two_names_of_different_kinds(other):
-    assert_refused({**state(), "module.bias": other}, "bias stands for two tensors")
+def test_two_names_of_tensors_of_another_shape():
+    assert_refused({**state(), "module.bias": torch.zeros(3)}, "bias stands for two tensors")
 
 
 @pytest.mark.parametrize("value", [3, "text", [1.0], None, {"weight": torch.zeros(2, 3)}])
