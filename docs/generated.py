@@ -40,7 +40,8 @@ def table(cards: list[ModelCard]) -> str:
 
 
 def _ordered(cards: Any) -> list[ModelCard]:
-    return sorted(cards, key=lambda card: (card.axis, card.taxonomy_class, card.name))
+    axes = ["baseline", *catalog.AXES.values()]
+    return sorted(cards, key=lambda card: (axes.index(card.axis), card.taxonomy_class, card.name))
 
 
 def _row(card: ModelCard) -> str:
@@ -88,7 +89,7 @@ def _notes(card: ModelCard) -> list[str]:
         notes.append(f"figures hold with `{arguments}`")
     if card.img_size != 224:
         notes.append(f"figures hold at {card.img_size} px")
-    if card.built_on == "timm" and catalog.is_available(card.name):
+    if card.built_on == "timm" and catalog.is_available(card.name) and "timm" not in card.note:
         notes.append("timm's implementation")
     return notes
 

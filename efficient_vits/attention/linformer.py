@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, use_fused_attn
 from torch import Tensor, nn
 
-from efficient_vits._state import rename
+from efficient_vits._state import put, rename
 from efficient_vits.attention._interface import (
     AttentionTraits,
     check_heads,
@@ -148,10 +148,10 @@ class LinformerAttention(nn.Module):
     @torch.jit.ignore
     def resample_parameter(self, name: str, value: Tensor) -> Tensor:
         """A projection (N', k) of another, square, grid brought to this one's."""
-        if name not in ("proj_k", "proj_v"):
+        if name not in ("proj_k", "proj_v") or value.ndim != 2 or not value.numel():
             return value
-        side = math.isqrt(value.shape[0] - self.num_prefix_tokens)
-        if side**2 != value.shape[0] - self.num_prefix_tokens:
+        side = math.isqrt(max(value.shape[0] - self.num_prefix_tokens, 0))
+        if side == 0 or side**2 != value.shape[0] - self.num_prefix_tokens:
             return value
         return self._resample(value, (side, side))
 
@@ -176,5 +176,5 @@ class LinformerAttention(nn.Module):
         out = rename(state, {"to_out.": "proj."})
         parts = [f"to_{part}.weight" for part in "qkv"]
         if all(part in out for part in parts):
-            out["qkv.weight"] = torch.cat([out.pop(part) for part in parts])
+            put(out, "qkv.weight", torch.cat([out.pop(part) for part in parts]))
         return out

@@ -1,6 +1,5 @@
 """Weights from a file, and what is wrong with them, in one line."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,11 +7,8 @@ import timm
 from torch import Tensor, nn
 
 from efficient_vits.cli._errors import UserError
-from efficient_vits.weights import Loaded, WeightsError, load_weights
-from efficient_vits.weights._files import read_state_dict
+from efficient_vits.weights import Loaded, WeightsError, load_weights, read_state_dict
 
-_KIND = re.compile(r" *(?P<title>[^(]+) \((?P<count>\d+)\): (?P<names>.*)")
-_MISSHAPEN = re.compile(r"\S+ \([\d, ]*\), want \([\d, ]*\)")
 _SHOWN = 3
 
 
@@ -20,7 +16,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a file by name."""
     try:
         return read_state_dict(path)
-    except (WeightsError, OSError) as error:
+    except WeightsError as error:
         raise UserError(f"--weights: {error}") from error
 
 
@@ -43,19 +39,15 @@ def load(model: nn.Module, state: Mapping[str, Tensor], *, name: str, path: Path
     try:
         return load_weights(model, state)
     except WeightsError as error:
-        raise UserError(f"--weights {path} for {name}: {shorten(str(error))}") from error
+        raise UserError(f"--weights {path} for {name}: {shorten(error)}") from error
 
 
-def shorten(message: str) -> str:
-    """A `WeightsError` in one line, with the first three names of every kind of fault."""
-    first, *kinds = message.splitlines()
-    return " ".join([first, "; ".join(map(_shorten_kind, kinds))]).strip()
+def shorten(error: WeightsError) -> str:
+    """The error in one line, with the first three names of every kind of fault."""
+    first = str(error).splitlines()[0]
+    return " ".join([first, "; ".join(_kind(*fault) for fault in error.faults.items())]).strip()
 
 
-def _shorten_kind(line: str) -> str:
-    match = _KIND.fullmatch(line)
-    if match is None:
-        return line.strip()
-    names = _MISSHAPEN.findall(match["names"]) or match["names"].split(", ")
+def _kind(kind: str, names: list[str]) -> str:
     more = ", ..." if len(names) > _SHOWN else ""
-    return f"{match['title']} ({match['count']}): {', '.join(names[:_SHOWN])}{more}"
+    return f"{kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"

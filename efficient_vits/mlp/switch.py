@@ -20,7 +20,7 @@ from timm.layers import is_exportable, register_notrace_module
 from torch import Tensor, nn
 
 from efficient_vits._numerics import without_autocast
-from efficient_vits._state import rename
+from efficient_vits._state import put, rename
 from efficient_vits.mlp._interface import MlpTraits, register_mlp
 
 
@@ -186,5 +186,5 @@ class SwitchMlp(nn.Module):
                 while (name := f"experts.{len(stack)}.{layer}.{kind}") in out:
                     stack.append(out.pop(name))
                 if stack:
-                    out[f"{layer}.{kind}"] = torch.stack(stack)
+                    put(out, f"{layer}.{kind}", torch.stack(stack))
         return out

@@ -201,13 +201,13 @@ class ComposableViT(VisionTransformer):
     @torch.jit.ignore
     def resample_parameter(self, name: str, value: Tensor) -> Tensor:
         """Position embedding or patch kernel of another, square, resolution brought to this one."""
-        if name == "patch_embed.proj.weight" and value.ndim == 4:
+        if name == "patch_embed.proj.weight" and value.ndim == 4 and value.numel():
             return resample_patch_embed(value, list(self.patch_embed.patch_size))
-        if name != "pos_embed" or value.ndim != 3:
+        if name != "pos_embed" or value.ndim != 3 or not value.numel():
             return value
         prefix = 0 if self.no_embed_class else self.num_prefix_tokens
         side = math.isqrt(max(value.shape[1] - prefix, 0))
-        if side**2 != value.shape[1] - prefix:
+        if side == 0 or side**2 != value.shape[1] - prefix:
             return value
         return resample_abs_pos_embed(
             value, list(self.patch_embed.grid_size), [side, side], num_prefix_tokens=prefix

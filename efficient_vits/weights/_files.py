@@ -5,16 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from efficient_vits._state import WeightsError, put
+
 WRAPPERS = ("model", "state_dict", "model_state")
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be read, or do not belong to the model."""
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -29,7 +26,11 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     content = source if isinstance(source, Mapping) else _read_file(Path(source))
     while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = content[wrapper]
-    alien = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    alien = [
+        repr(key)
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if alien:
         raise WeightsError(
             f"a state dict maps names to tensors, but {_some(alien)} "
@@ -42,13 +43,6 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     return state
 
 
-def put(state: dict[str, Tensor], name: str, value: Tensor) -> None:
-    """Set `state[name]`; a second tensor for one name must equal the first."""
-    if name in state and not torch.equal(state[name], value):
-        raise WeightsError(f"{name} stands for two tensors with different values")
-    state[name] = value
-
-
 def _strip(key: str) -> str:
     key = key.replace("_orig_mod.", "")
     while key.startswith("module."):
@@ -57,9 +51,9 @@ def _strip(key: str) -> str:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise WeightsError(f"no file {path}")
     try:
+        if not path.is_file():
+            raise WeightsError(f"no file {path}")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -68,9 +62,13 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             f"{path} is not a PyTorch file of tensors alone; nothing in it was run. If it is your "
             f"own, save model.state_dict()"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"cannot read weights from {path}: {reason}") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the readers stumble over in a damaged file
+        reason = (str(error).splitlines() or [""])[0]
+        raise WeightsError(
+            f"cannot read weights from {path}: {type(error).__name__} {reason}".rstrip()
+        ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content

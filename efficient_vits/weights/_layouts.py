@@ -4,13 +4,15 @@ A layout is a function ``(model, state) -> state``. Knowledge about one module's
 module (see `efficient_vits._state`); here is what concerns a whole model.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from efficient_vits.weights._files import put
+from efficient_vits._state import put
 
+SCALES = (".ls1.gamma", ".ls2.gamma")
 Layout = Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Tensor]]
 
 
@@ -39,15 +41,21 @@ def timm_vit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     Both differences are exact: the slot is added to the class token, LayerScale is 1.
     """
     out = dict(state)
-    target = model.state_dict()
-    if getattr(model, "no_embed_class", False) and {"pos_embed", "cls_token"} <= out.keys():
-        tokens = out["cls_token"].shape[1]
-        slot, grid = out["pos_embed"][:, :tokens], out["pos_embed"][:, tokens:]
+    if getattr(model, "no_embed_class", False) and _has_slot(out):
+        slot, grid = out["pos_embed"][:, :1], out["pos_embed"][:, 1:]
         out["cls_token"], out["pos_embed"] = out["cls_token"] + slot, grid
-    for name, value in target.items():
-        if name.endswith((".ls1.gamma", ".ls2.gamma")) and name not in out:
-            out[name] = torch.ones_like(value)
+    if not any(name.endswith(SCALES) for name in out):
+        scales = {k: v for k, v in model.state_dict().items() if k.endswith(SCALES)}
+        out.update({name: torch.ones_like(value) for name, value in scales.items()})
     return out
+
+
+def _has_slot(state: Mapping[str, Tensor]) -> bool:
+    """Whether the position embedding has one entry more than a square grid, for the class token."""
+    if not {"pos_embed", "cls_token"} <= state.keys() or state["pos_embed"].ndim != 3:
+        return False
+    tokens = state["pos_embed"].shape[1] - 1
+    return tokens > 0 and math.isqrt(tokens) ** 2 == tokens
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficient_vits.weights._files import WeightsError, read_state_dict
+from efficient_vits._state import WeightsError
+from efficient_vits.weights._files import read_state_dict
 from efficient_vits.weights._layouts import LAYOUTS
 
 
@@ -40,8 +41,13 @@ class _Fit:
     misshapen: list[str]
 
     @property
-    def faults(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+    def faults(self) -> dict[str, list[str]]:
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.misshapen,
+        }
+        return {kind: names for kind, names in kinds.items() if names}
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Loaded:
@@ -72,9 +78,9 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Lo
         )
     state = read_state_dict(source)
     fits = [_fit(model, name, convert(model, state)) for name, convert in LAYOUTS.items()]
-    best = min(fits, key=lambda fit: fit.faults)
+    best = min(fits, key=lambda fit: sum(map(len, fit.faults.values())))
     if best.faults:
-        raise WeightsError(_describe(model, best))
+        raise WeightsError(_describe(model, best), best.faults)
     target = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in best.values.items():
@@ -133,11 +139,6 @@ def _resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
 def _describe(model: nn.Module, fit: _Fit) -> str:
     """Everything that does not fit, by name."""
     lines = [f"these weights do not fit {type(model).__name__}, read as {fit.layout!r}:"]
-    for title, names in (
-        ("missing", fit.missing),
-        ("unexpected", fit.unexpected),
-        ("of another shape", fit.misshapen),
-    ):
-        if names:
-            lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
+    for kind, names in fit.faults.items():
+        lines.append(f"  {kind} ({len(names)}): {', '.join(names)}")
     return "\n".join(lines)

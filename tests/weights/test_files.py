@@ -119,7 +119,7 @@ def test_entries_that_are_no_tensors_are_named(value):
 
 
 def test_many_entries_that_are_no_tensors_are_counted():
-    assert_refused({f"n{i}": i for i in range(8)}, "n0, n1, n2, n3, n4 and 3 more")
+    assert_refused({f"n{i}": i for i in range(8)}, "'n0', 'n1', 'n2', 'n3', 'n4' and 3 more")
 
 
 def test_a_name_that_is_no_string():
