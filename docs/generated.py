@@ -52,8 +52,8 @@ def _row(card: ModelCard) -> str:
         paper = f"[{source}](https://arxiv.org/abs/{card.paper.arxiv})"
         if not card.paper.arxiv:
             paper = source
-    if card.code:
-        code = f"[{card.code}](https://github.com/{card.code})"
+    if card.authors_code:
+        code = f"[{card.authors_code}](https://github.com/{card.authors_code})"
         code += f", {_licence(card.licence)}"
     flops = "" if card.flops is None else f"{card.flops / 1e9:.2f}"
     cells = [

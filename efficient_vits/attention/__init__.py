@@ -8,16 +8,26 @@ from efficient_vits._discover import import_submodules
 from efficient_vits.attention._interface import (
     AttentionTraits,
     attention_traits,
+    bind_report,
+    check_heads,
+    check_report,
     create_attention,
     list_attentions,
+    optional_norm,
+    refuse_mask,
     register_attention,
 )
 
 __all__ = [
     "AttentionTraits",
     "attention_traits",
+    "bind_report",
+    "check_heads",
+    "check_report",
     "create_attention",
     "list_attentions",
+    "optional_norm",
+    "refuse_mask",
     "register_attention",
 ]
 

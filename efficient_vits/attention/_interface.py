@@ -8,7 +8,7 @@ from typing import Any, Optional
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from efficient_vits._registry import Registry, Spec
+from efficient_vits._registry import Mechanism, Registry, Spec
 
 REGISTRY = Registry(
     "attention",
@@ -79,6 +79,11 @@ def attention_traits(spec: Spec) -> AttentionTraits:
     return getattr(cls, "traits", AttentionTraits())
 
 
+def bind_report(attention: Spec, report: frozenset[str]) -> Mechanism:
+    """The mixer, built to report these things."""
+    return REGISTRY.resolve(attention).bind(report=tuple(sorted(report)))
+
+
 def list_attentions() -> list[str]:
     """Names of all registered token mixers, sorted."""
     return REGISTRY.names()
@@ -109,6 +114,12 @@ def create_attention(
         ValueError: Unknown name, or a combination the mechanism cannot do.
         TypeError: An argument that the mechanism does not take.
     """
+    if num_prefix_tokens and not attention_traits(attention).prefix_tokens:
+        raise ValueError(
+            f"{REGISTRY.resolve(attention).name} handles no prefix tokens, got "
+            f"{num_prefix_tokens=}; in a ViT pass class_token=False, reg_tokens=0 and "
+            f"global_pool='avg'"
+        )
     return REGISTRY.create(
         attention,
         dim=dim,
@@ -117,6 +128,9 @@ def create_attention(
         num_prefix_tokens=num_prefix_tokens,
         **arguments,
     )
+
+
+# What follows is for authors of mechanisms.
 
 
 def check_report(name: str, report: Sequence[str], gives: frozenset[str]) -> None:

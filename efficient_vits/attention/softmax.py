@@ -57,7 +57,8 @@ class SoftmaxAttention(Attention):
         dim: Channels, divisible by `num_heads`.
         num_heads: Heads.
         report: What to write into ``info``: any of ``traits.gives``.
-        The others as in `timm.layers.Attention`.
+
+    The other arguments are those of `timm.layers.Attention`.
 
     Shape: (B, N, dim) -> (B, N, dim). ``size`` (B, N, 1); ``info["keys"]`` (B, heads, N, d);
     ``info["class_attention"]`` (B, heads, P, N).

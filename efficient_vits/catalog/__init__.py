@@ -77,7 +77,7 @@ def list_models(
         raise ValueError(
             f"no taxonomy class contains {taxonomy!r}; there are {', '.join(sorted(classes))}"
         )
-    first, last = (year, year) if isinstance(year, int) else year or (0, 9999)
+    first, last = _years(year, {card.year for card in chosen if card.year is not None})
     names = (
         card.name
         for card in chosen
@@ -89,6 +89,23 @@ def list_models(
         and (max_params is None or count_parameters_of(card.name) <= max_params)
     )
     return sorted(names, key=_natural)
+
+
+def _years(year: int | tuple[int, int] | None, known: set[int]) -> tuple[int, int]:
+    """First and last year that are meant."""
+    first, last = (min(known), max(known))
+    if isinstance(year, int):
+        first, last = year, year
+    elif isinstance(year, tuple) and [type(y) for y in year] == [int, int]:
+        first, last = year
+    elif year is not None:
+        first, last = 1, 0
+    if not any(first <= y <= last for y in known):
+        raise ValueError(
+            f"no model has {year=}; a year or a (first, last) of them is accepted, there are "
+            f"{', '.join(map(str, sorted(known)))}"
+        )
+    return first, last
 
 
 def _natural(name: str) -> list[str | int]:

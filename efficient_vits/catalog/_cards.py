@@ -18,7 +18,15 @@ AXES = {
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a mechanism was published."""
+    """Where a mechanism was published.
+
+    Attributes:
+        title: Title of the paper.
+        first_author: Family name of its first author.
+        venue: Where and when it appeared, such as ``ICLR 2023``.
+        year: Year in which it became public.
+        arxiv: Its number on arXiv; empty where it is not there.
+    """
 
     title: str
     first_author: str
@@ -44,7 +52,7 @@ class ModelCard:
         flops: FLOPs per image, a multiply-add being one, as published; None likewise.
         reference_args: Arguments that make the model the one the benchmark ran.
         reference_name: Name in the benchmark's code.
-        code: GitHub repository of the authors' code; empty where none was found.
+        authors_code: GitHub repository of the authors' code; empty where none was found.
         licence: SPDX identifier of that code's licence, ``none`` where it has none, empty where
             unknown. This package's own code is Apache-2.0 throughout.
         note: What else one should know.
@@ -61,7 +69,7 @@ class ModelCard:
     flops: int | None = None
     reference_args: Mapping[str, Any] = field(default_factory=dict)
     reference_name: str = ""
-    code: str = ""
+    authors_code: str = ""
     licence: str = ""
     note: str = ""
 
@@ -85,7 +93,7 @@ def _read(row: Mapping[str, str]) -> ModelCard:
         flops=int(row["flops"]) if row["flops"] else None,
         reference_args=json.loads(row["reference_args"] or "{}"),
         reference_name=row["reference_name"],
-        code=row["code"],
+        authors_code=row["authors_code"],
         licence=row["licence"],
         note=row["note"],
     )

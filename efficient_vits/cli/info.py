@@ -54,7 +54,7 @@ def _rows(card: ModelCard, parameters: int | None, tags: list[str]) -> list[tupl
         ("class", card.taxonomy_class or ABSENT),
         ("parameters", _parameters(card, parameters)),
         ("FLOPs", _flops(card)),
-        ("authors' code", card.code and f"https://github.com/{card.code}"),
+        ("authors' code", card.authors_code and f"https://github.com/{card.authors_code}"),
         ("its licence", card.licence),
         ("built on", card.built_on),
         ("registered here", "yes" if parameters is not None else "not in this version"),

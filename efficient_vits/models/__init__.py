@@ -1,7 +1,9 @@
 """Models: the composable ViT, its variants at every size, and families of another shape."""
 
 from efficient_vits._discover import import_submodules
-from efficient_vits.models.vit import ComposableViT, ReducedViT, create_vit
+from efficient_vits.models.create import create_vit
+from efficient_vits.models.reduced import ReducedViT
+from efficient_vits.models.vit import ComposableViT
 
 __all__ = ["ComposableViT", "ReducedViT", "create_vit"]
 

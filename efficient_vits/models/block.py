@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from efficient_vits._registry import Spec
 from efficient_vits._state import rename
-from efficient_vits.attention import _interface as attention_axis
-from efficient_vits.mlp import _interface as mlp_axis
-from efficient_vits.reduction import _interface as reduction_axis
+from efficient_vits.attention import attention_traits, bind_report, create_attention
+from efficient_vits.mlp import create_mlp
+from efficient_vits.reduction import create_reduction, reduction_traits
 
 
 class Block(nn.Module):
@@ -60,9 +60,9 @@ class Block(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.norm1 = norm_layer(dim, **factory)
-        self.attn = attention_axis.REGISTRY.create(
+        self.attn = create_attention(
             attention,
-            dim=dim,
+            dim,
             num_heads=num_heads,
             qkv_bias=qkv_bias,
             qk_norm=qk_norm,
@@ -79,10 +79,10 @@ class Block(nn.Module):
         self.ls1 = LayerScale(dim, init_values, **factory) if init_values else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
-        self.mlp = mlp_axis.REGISTRY.create(
+        self.mlp = create_mlp(
             mlp,
-            in_features=dim,
-            hidden_features=int(dim * mlp_ratio),
+            dim,
+            int(dim * mlp_ratio),
             act_layer=act_layer,
             norm_layer=norm_layer if scale_mlp_norm else None,
             bias=proj_bias,
@@ -112,7 +112,8 @@ class ReducedBlock(Block):
         reduction: The token reduction. One whose ``active`` is False in this block is left out.
         num_blocks: Blocks of the model.
         proportional: The attention weighs tokens by their size.
-        The others as in `Block`.
+
+    The other arguments are those of `Block`.
 
     Shape: x (B, N, C), size (B, N, 1) or None, source (B, N0) or None -> the same of fewer tokens.
     """
@@ -138,22 +139,21 @@ class ReducedBlock(Block):
         dtype: Any = None,
         **block: Any,
     ) -> None:
-        reducer = reduction_axis.REGISTRY.create(
+        reducer = create_reduction(
             reduction,
-            dim=dim,
-            depth=num_blocks,
-            block=depth,
+            dim,
+            num_blocks,
+            depth,
             num_prefix_tokens=num_prefix_tokens,
             device=device,
             dtype=dtype,
         )
         place = ""
         if getattr(reducer, "active", True):
-            traits = reduction_axis.reduction_traits(reduction)
+            traits = reduction_traits(reduction)
             place = traits.place
             if traits.needs:
-                mechanism = attention_axis.REGISTRY.resolve(attention)
-                attention = mechanism.bind(report=tuple(sorted(traits.needs)))
+                attention = bind_report(attention, traits.needs)
         super().__init__(
             dim,
             num_heads,
@@ -164,7 +164,7 @@ class ReducedBlock(Block):
             dtype=dtype,
             **block,
         )
-        self.extended_call = attention_axis.attention_traits(attention).extended_call
+        self.extended_call = attention_traits(attention).extended_call
         self.proportional = proportional
         self.before = place == "before"
         self.between = place == "between"

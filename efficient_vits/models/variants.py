@@ -9,7 +9,7 @@ from typing import Any
 from efficient_vits import catalog
 from efficient_vits._registry import Entry, Registry
 from efficient_vits.models import efficient_vits
-from efficient_vits.models.vit import REGISTRIES, VIT_PARAMETERS, create_vit
+from efficient_vits.models.create import REGISTRIES, VIT_PARAMETERS, create_vit
 
 # Dim x depth x heads, table 1 of "An Image is Worth 16x16 Words" and of "DeiT" (Ti, S).
 SIZES: dict[str, dict[str, int]] = {

@@ -1,7 +1,6 @@
 """What every token reduction has in common: its registry and its traits."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,10 +81,16 @@ def create_reduction(
         ValueError: Unknown name, or values the mechanism refuses.
         TypeError: An argument that the mechanism does not take.
     """
-    interface: Mapping[str, Any] = {
-        "dim": dim,
-        "depth": depth,
-        "block": block,
-        "num_prefix_tokens": num_prefix_tokens,
-    }
-    return REGISTRY.create(reduction, **interface, **arguments)
+    if num_prefix_tokens == 0 and "class_attention" in reduction_traits(reduction).needs:
+        raise ValueError(
+            f"{REGISTRY.resolve(reduction).name} goes by the attention of the class token; there "
+            f"is no prefix token"
+        )
+    return REGISTRY.create(
+        reduction,
+        dim=dim,
+        depth=depth,
+        block=block,
+        num_prefix_tokens=num_prefix_tokens,
+        **arguments,
+    )

@@ -70,9 +70,9 @@ def faults(row):
         found.append("reference_args")
     if (row["params"] or row["flops"]) and not row["reference_name"]:
         found.append("reference_name")
-    if row["code"] and not re.fullmatch(r"[\w.-]+/[\w.-]+", row["code"]):
-        found.append("code")
-    if row["licence"] and not row["code"]:
+    if row["authors_code"] and not re.fullmatch(r"[\w.-]+/[\w.-]+", row["authors_code"]):
+        found.append("authors_code")
+    if row["licence"] and not row["authors_code"]:
         found.append("licence")
     return found
 
@@ -106,7 +106,7 @@ def test_a_row_is_complete_and_consistent(row):
         ("flops", "4.6"),
         ("reference_args", "[]"),
         ("reference_name", ""),
-        ("code", "https://github.com/a/b"),
+        ("authors_code", "https://github.com/a/b"),
     ],
 )
 def test_a_wrong_cell_is_found(column, value):
@@ -121,7 +121,13 @@ def test_a_wrong_cell_is_found(column, value):
 def test_one_paper_has_one_description():
     papers = {}
     for row in rows():
-        paper = (row["paper_title"], row["first_author"], row["venue"], row["code"], row["licence"])
+        paper = (
+            row["paper_title"],
+            row["first_author"],
+            row["venue"],
+            row["authors_code"],
+            row["licence"],
+        )
         assert papers.setdefault(row["arxiv"], paper) == paper
 
 
@@ -145,7 +151,7 @@ def test_a_card_says_what_its_row_says():
         flops=3064841151,
         reference_args={},
         reference_name="evit_small_patch16_fuse",
-        code="youweiliang/evit",
+        authors_code="youweiliang/evit",
         licence="Apache-2.0",
         note="as evit_s16, the dropped tokens fused into one",
     )
@@ -190,7 +196,15 @@ def test_cards_of_other_sizes_have_no_figures_of_their_relatives():
 )
 def test_cards_of_other_sizes_have_the_source_of_their_relatives(name, relative):
     card, other = efficient_vits.model_card(name), efficient_vits.model_card(relative)
-    for field in ("axis", "taxonomy_class", "paper", "built_on", "code", "licence", "img_size"):
+    for field in (
+        "axis",
+        "taxonomy_class",
+        "paper",
+        "built_on",
+        "authors_code",
+        "licence",
+        "img_size",
+    ):
         assert getattr(card, field) == getattr(other, field), field
 
 

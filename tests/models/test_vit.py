@@ -16,7 +16,7 @@ from efficient_vits.attention.hydra import HydraAttention
 from efficient_vits.attention.linformer import LinformerAttention
 from efficient_vits.mlp import list_mlps
 from efficient_vits.models import ComposableViT, ReducedViT, create_vit
-from efficient_vits.models.vit import dense_tokens, taken_blocks
+from efficient_vits.models.reduced import dense_tokens, taken_blocks
 from efficient_vits.reduction import list_reductions, reduction_traits
 from efficient_vits.reduction.tome import ToMe
 

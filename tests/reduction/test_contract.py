@@ -6,12 +6,22 @@ import pytest
 import torch
 
 from efficient_vits.attention import attention_traits, create_attention, list_attentions
-from efficient_vits.models.vit import dense_tokens
-from efficient_vits.reduction import create_reduction, list_reductions, reduction_traits
+from efficient_vits.models.reduced import dense_tokens
+from efficient_vits.reduction import (
+    ReductionTraits,
+    create_reduction,
+    list_reductions,
+    reduction_traits,
+)
 
 DIM, DEPTH, PATCHES = 32, 4, 15
 NAMES = list_reductions()
-PREFIXES = [0, 1, 2, 5]
+PAIRS = [
+    (name, prefix)
+    for name in NAMES
+    for prefix in (0, 1, 2, 5)
+    if prefix or "class_attention" not in reduction_traits(name).needs
+]
 
 
 def active_blocks(name, prefix=1, **factory):
@@ -40,8 +50,19 @@ def run(reduction, name, x, size=None, source=None, prefix=1):
     return reduction(x, size, source, give(name, x, prefix))
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("name", NAMES)
+def test_without_a_prefix_token_there_is_no_class_attention():
+    class Picky(torch.nn.Module):
+        traits = ReductionTraits(needs=frozenset({"class_attention"}))
+
+        def __init__(self, dim, depth, block, *, num_prefix_tokens=1):
+            super().__init__()
+
+    assert create_reduction(Picky, DIM, DEPTH, 0)
+    with pytest.raises(ValueError, match="Picky.*no prefix token"):
+        create_reduction(Picky, DIM, DEPTH, 0, num_prefix_tokens=0)
+
+
+@pytest.mark.parametrize(("name", "prefix"), PAIRS)
 def test_leaves_as_many_tokens_as_it_says(name, prefix):
     blocks = active_blocks(name, prefix)
     assert blocks, "with its default arguments it does nothing in any block"
@@ -55,8 +76,7 @@ def test_leaves_as_many_tokens_as_it_says(name, prefix):
             assert size.shape == (2, y.shape[1], 1)
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "prefix"), PAIRS)
 def test_maps_every_patch_to_a_token_that_exists(name, prefix):
     x = torch.randn(2, prefix + PATCHES, DIM)
     source = torch.arange(prefix, prefix + PATCHES).expand(2, -1)
@@ -95,8 +115,7 @@ def test_images_of_a_batch_do_not_mix(name):
 
 
 @pytest.mark.parametrize("patches", [1, 2, 3])
-@pytest.mark.parametrize("prefix", [0, 1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "prefix"), PAIRS)
 def test_few_tokens_are_enough(name, prefix, patches):
     x = torch.randn(2, prefix + patches, DIM)
     info = {
