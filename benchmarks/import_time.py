@@ -1,6 +1,6 @@
 """Seconds that `import efficient_vits` adds to `import timm`: medians over fresh processes.
 
-    python benchmarks/import_time.py --repeats 5
+python benchmarks/import_time.py --repeats 5
 """
 
 import argparse
