@@ -58,7 +58,7 @@ def test_without_a_prefix_token_there_is_no_class_attention():
             super().__init__()
 
     assert create_reduction(Picky, DIM, DEPTH, 0)
-    with pytest.raises(ValueError, match="Picky.*no prefix token"):
+    with pytest.raises(ValueError, match=r"Picky.*no prefix token"):
         create_reduction(Picky, DIM, DEPTH, 0, num_prefix_tokens=0)
 
 
