@@ -25,6 +25,7 @@ class Entry:
         models: ViT variants it brings, as name pattern (with ``{size}``) -> the mechanism's own
             arguments.
         vit: Arguments of the ViT that these variants need, where they differ from the paper's ViT.
+        sizes: Arguments of the ViT for each size, for mechanisms with sizes of their own.
         paper: Its source, for mechanisms that the packaged catalog does not know.
     """
 
@@ -32,6 +33,7 @@ class Entry:
     cls: type[nn.Module]
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     vit: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[str, Any]] | None = None
     paper: "Paper | None" = None
 
 
@@ -86,6 +88,7 @@ class Registry:
         *,
         models: Mapping[str, Mapping[str, Any]] | None = None,
         vit: Mapping[str, Any] | None = None,
+        sizes: Mapping[str, Mapping[str, Any]] | None = None,
         paper: "Paper | None" = None,
     ) -> Callable[[ModuleType], ModuleType]:
         """Class decorator: make a class available under `name`.
@@ -96,6 +99,8 @@ class Registry:
                 ``{size}`` in the pattern becomes ``ti16``, ``s16``, ``b16``, ``l16``. By default
                 one variant called after the mechanism.
             vit: Arguments of the ViT for these variants.
+            sizes: Arguments of the ViT for each size, such as ``{"xs": {"embed_dim": 384, ...}}``,
+                where a mechanism does not come at the usual four.
             paper: Where it comes from, unless the packaged catalog has the model.
 
         Raises:
@@ -113,7 +118,7 @@ class Registry:
                     f"{self.axis} {name!r} is already registered by "
                     f"{owner.__module__}.{owner.__qualname__}; choose another name"
                 )
-            entry = Entry(name, cls, dict(patterns), dict(vit or {}), paper)
+            entry = Entry(name, cls, dict(patterns), dict(vit or {}), sizes, paper)
             for listener in self._listeners:
                 listener(self, entry)
             self._entries[name] = entry

@@ -38,23 +38,30 @@ def register_variants(registry: Registry, entry: Entry) -> None:
             f"{registry.axis} {entry.name!r} has arguments {shadowed} of its own that the ViT has "
             f"too; rename them"
         )
+    sizes = SIZES if entry.sizes is None else entry.sizes
     models = {
         pattern.format(size=f"{size}{PATCH_SIZE}"): (size, own)
         for pattern, own in entry.models.items()
-        for size in SIZES
+        for size in sizes
     }
     efficient_vits.check_free(list(models))
     for name, (size, own) in models.items():
-        _register(registry, entry, name, size, dict(own))
+        host = {**HOST, **sizes[size], **entry.vit}
+        _register(registry, entry, name, size, host, dict(own))
         same_variant = [sibling for sibling in models if models[sibling][1] is own]
         catalog.derive(
             name, axis=registry.axis, relatives=[*same_variant, *models], paper=entry.paper
         )
 
 
-def _register(registry: Registry, entry: Entry, name: str, size: str, own: dict[str, Any]) -> None:
-    host = {**HOST, **SIZES[size], **entry.vit}
-
+def _register(
+    registry: Registry,
+    entry: Entry,
+    name: str,
+    size: str,
+    host: dict[str, Any],
+    own: dict[str, Any],
+) -> None:
     def merge(arguments: dict[str, Any]) -> dict[str, Any]:
         given = registry.resolve(arguments.get(registry.axis, entry.name))
         if given.cls is not entry.cls:
