@@ -1,15 +1,19 @@
 """What the pages take from elsewhere: the catalog's tables, docstrings, the examples' notebooks.
 
-The directive ``catalog-table`` stands for one of the tables in `TABLES`. Notebooks are copied from
+The directive ``catalog-table`` stands for one of the tables in `TABLES`, ``mechanisms`` for the
+modules of an axis. Notebooks are copied from
 ``examples/`` to ``docs/_generated/``, which git ignores.
 """
 
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from torch import nn as torch_nn
 
 from efficient_vits import ModelCard, catalog
 
@@ -110,6 +114,31 @@ class CatalogTable(SphinxDirective):
         return self.parse_text_to_nodes(table(TABLES[choice]()))
 
 
+class Mechanisms(SphinxDirective):
+    """``mechanisms``: the documentation of every file of an axis that defines a class."""
+
+    required_arguments = 1
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        package = importlib.import_module(f"efficient_vits.{self.arguments[0]}")
+        lines = []
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if found.name.rpartition(".")[2].startswith("_"):
+                continue
+            module = importlib.import_module(found.name)
+            classes = [
+                name
+                for name, cls in vars(module).items()
+                if isinstance(cls, type)
+                and issubclass(cls, torch_nn.Module)
+                and cls.__module__ == found.name
+            ]
+            if classes:
+                lines += [f".. automodule:: {found.name}", f"   :members: {', '.join(classes)}", ""]
+        return self.parse_text_to_nodes("```{eval-rst}\n" + "\n".join(lines) + "```\n")
+
+
 def copy_notebooks(app: Sphinx) -> None:
     """Bring the examples into the source directory; what is up to date is left alone."""
     GENERATED.mkdir(exist_ok=True)
@@ -139,6 +168,7 @@ def formulas_as_written(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("catalog-table", CatalogTable)
+    app.add_directive("mechanisms", Mechanisms)
     app.connect("autodoc-process-docstring", formulas_as_written)
     app.connect("builder-inited", copy_notebooks, priority=100)
     return {"parallel_read_safe": True}

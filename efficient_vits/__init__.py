@@ -9,7 +9,8 @@ Importing this package adds its models to timm's registry::
 from efficient_vits import attention, mlp, models, reduction
 from efficient_vits._auxiliary import auxiliary_loss
 from efficient_vits.catalog import ModelCard, Paper, list_models, model_card
-from efficient_vits.weights import load_weights
+from efficient_vits.models import replace_attention
+from efficient_vits.weights import load_weights, warm_start
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,6 @@ __all__ = [
     "model_card",
     "models",
     "reduction",
+    "replace_attention",
+    "warm_start",
 ]

@@ -29,7 +29,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """A state dict in one layout, against the model."""
 
     layout: str
@@ -77,7 +77,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Lo
             "model.init_weights() before loading weights"
         )
     state = read_state_dict(source)
-    fits = [_fit(model, name, convert(model, state)) for name, convert in LAYOUTS.items()]
+    fits = [fit_state(model, name, convert(model, state)) for name, convert in LAYOUTS.items()]
     best = min(fits, key=lambda fit: sum(map(len, fit.faults.values())))
     if best.faults:
         raise WeightsError(_describe(model, best), best.faults)
@@ -88,7 +88,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Lo
     return Loaded(best.layout, best.resampled, best.absent)
 
 
-def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
+def fit_state(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> Fit:
+    """How a state dict in the model's own names fits it."""
     target = model.state_dict()
     values, resampled, unexpected, misshapen = {}, [], [], []
     for name, value in state.items():
@@ -97,7 +98,7 @@ def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
             continue
         adapted = value
         if value.shape != target[name].shape:
-            adapted = _resample(model, name, value)
+            adapted = resample(model, name, value)
         if adapted.shape != target[name].shape:
             wanted = tuple(target[name].shape)
             misshapen.append(f"{name} {tuple(value.shape)}, want {wanted}")
@@ -108,7 +109,7 @@ def _fit(model: nn.Module, layout: str, state: Mapping[str, Tensor]) -> _Fit:
     lacking = [name for name in target if name not in state]
     absent = [name for name in lacking if _is_structural(model, name)]
     missing = [name for name in lacking if name not in absent]
-    return _Fit(layout, values, resampled, absent, missing, unexpected, misshapen)
+    return Fit(layout, values, resampled, absent, missing, unexpected, misshapen)
 
 
 def _is_structural(model: nn.Module, name: str) -> bool:
@@ -122,7 +123,7 @@ def _is_structural(model: nn.Module, name: str) -> bool:
     return not module.get_buffer(leaf).is_floating_point()
 
 
-def _resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
+def resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
     """A parameter of another resolution brought to the model's; unchanged where that can't be.
 
     The innermost module around the parameter that knows how to does it.
@@ -136,7 +137,7 @@ def _resample(model: nn.Module, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _describe(model: nn.Module, fit: _Fit) -> str:
+def _describe(model: nn.Module, fit: Fit) -> str:
     """Everything that does not fit, by name."""
     lines = [f"these weights do not fit {type(model).__name__}, read as {fit.layout!r}:"]
     for kind, names in fit.faults.items():
