@@ -1,0 +1,31 @@
+"""The benchmarks run, at their smallest; what they measure is not asserted here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = {
+    "import_time.py": (["--repeats", "1"], r"import efficient_vits +[+-]\d+\.\d+ s"),
+    "models.py": (
+        ["vit_ti16", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
+        r"vit_ti16 +[\d.]+ +\d+\.\d\d",
+    ),
+    "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
+}
+
+
+def test_every_benchmark_is_run():
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs(name):
+    arguments, pattern = SMALL[name]
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(pattern, done.stdout), done.stdout
