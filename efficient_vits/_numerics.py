@@ -8,12 +8,18 @@ from torch import Tensor
 
 
 @register_notrace_function
+def widen(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@register_notrace_function
 def sum_tokens(x: Tensor, is_causal: bool = False) -> Tensor:
     """Sum over tokens in float32 at least, (B, N, C) -> (B, 1, C).
 
     With `is_causal` the running sum, (B, N, C): what each token sees of those up to itself.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = widen(x)
     return wide.cumsum(dim=1) if is_causal else wide.sum(dim=1, keepdim=True)
 
 
