@@ -6,6 +6,7 @@ from timm.layers import DropPath, LayerNorm, LayerScale
 from torch import Tensor, nn
 
 from efficient_vits._registry import Spec
+from efficient_vits._repbn import fold_norm
 from efficient_vits._state import rename
 from efficient_vits.attention import attention_traits, bind_report, create_attention
 from efficient_vits.mlp import create_mlp
@@ -98,6 +99,11 @@ class Block(nn.Module):
         y = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
         x = x + self.drop_path1(self.ls1(y))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def fuse(self) -> None:
+        """Fold norms that are affine in evaluation into the linear layers that follow them."""
+        self.norm1 = fold_norm(self.norm1, self.attn)
+        self.norm2 = fold_norm(self.norm2, self.mlp)
 
     @staticmethod
     def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
