@@ -44,7 +44,8 @@ def digits(seed: int) -> list[Tensor]:
 
 def build(attention: str) -> nn.Module:
     arguments: dict[str, Any] = {"attention": attention}
-    if not attention_traits(attention).prefix_tokens:
+    traits = attention_traits(attention)
+    if not (traits.prefix_tokens and traits.mixes_prefix):
         arguments.update(class_token=False, global_pool="avg")
     return timm.create_model(
         "vit_ti16", img_size=64, depth=4, num_classes=10, drop_path_rate=0.05, **arguments

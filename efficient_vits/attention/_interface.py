@@ -43,6 +43,8 @@ class AttentionTraits:
         token_count: Its parameters depend on the number of tokens: it takes ``grid_size`` and
             ``num_prefix_tokens`` and has ``set_grid_size``.
         grid: It needs the patch tokens to form a 2-D grid.
+        mixes_prefix: Prefix tokens take part in the mixing. Without, they pass by, a class token never
+            sees the image, and a ViT that pools by it is refused.
         prefix_tokens: It handles class and register tokens in front of the patch tokens.
         mask: ``forward`` takes an ``attn_mask``.
         causal: ``forward`` takes ``is_causal=True``.
@@ -52,6 +54,8 @@ class AttentionTraits:
             tokens pay to all tokens.
         refuses: Switches of the interface that it raises for: ``"qk_norm"``, ``"scale_norm"``.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
+        residual: The block adds its input to what the mixer makes of it. Without, the block's only
+            skip connection goes around mixer and MLP together.
 
     A mixer that takes sizes or gives something is called as
     ``forward(x, attn_mask, is_causal, size, info)``, with ``info`` a dict that it fills.
@@ -60,12 +64,14 @@ class AttentionTraits:
     token_count: bool = False
     grid: bool = False
     prefix_tokens: bool = True
+    mixes_prefix: bool = True
     mask: bool = False
     causal: bool = False
     token_sizes: bool = False
     gives: frozenset[str] = frozenset()
     refuses: frozenset[str] = frozenset()
     auxiliary_loss: bool = False
+    residual: bool = True
 
     @property
     def extended_call(self) -> bool:

@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     **_for_all("floor_divide remainder fmod frac square outer ger kron", operators.each_output(1)),
     **_for_all("sqrt rsqrt reciprocal sin cos leaky_relu prelu rrelu", operators.each_output(1)),
     # Clamped lines; the benchmark's counter leaves them out.
-    **_for_all("hardswish hardsigmoid", operators.each_output(1)),
+    **_for_all("hardswish hardsigmoid softshrink", operators.each_output(1)),
     **_for_all("addcmul addcdiv", operators.each_output(2)),
     **_for_all("lerp pow", operators.each_output(3)),
     **_for_all("softmax log_softmax", operators.each_output(5)),

@@ -16,6 +16,8 @@ from efficient_vits.reduction import create_reduction, reduction_traits
 class Block(nn.Module):
     """Pre-norm transformer block: ``x + attention(norm x)``, then ``x + mlp(norm x)``.
 
+    With an attention whose traits say ``residual=False`` it is ``x + mlp(norm attention(norm x))``.
+
     timm's `VisionTransformer` builds it as its ``block_fn`` and passes everything up to `dtype`;
     ``attn_layer`` and ``mlp_layer`` of timm are superseded by `attention` and `mlp`.
 
@@ -30,6 +32,8 @@ class Block(nn.Module):
 
     Shape: (B, N, C) -> (B, N, C).
     """
+
+    residual: Final[bool]
 
     def __init__(
         self,
@@ -77,8 +81,10 @@ class Block(nn.Module):
             depth=depth,
             **factory,
         )
-        self.ls1 = LayerScale(dim, init_values, **factory) if init_values else nn.Identity()
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.residual = attention_traits(attention).residual
+        scaled, dropped = init_values and self.residual, drop_path > 0.0 and self.residual
+        self.ls1 = LayerScale(dim, init_values, **factory) if scaled else nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if dropped else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
         self.mlp = create_mlp(
             mlp,
@@ -97,8 +103,9 @@ class Block(nn.Module):
         self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False
     ) -> Tensor:
         y = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        x = x + self.drop_path1(self.ls1(y))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        if self.residual:
+            x = y = x + self.drop_path1(self.ls1(y))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
 
     def fuse(self) -> None:
         """Fold norms that are affine in evaluation into the linear layers that follow them."""
@@ -108,7 +115,8 @@ class Block(nn.Module):
     @staticmethod
     def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameter names of the benchmark's code (its DeiT) to ours."""
-        return rename(state, {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"})
+        names = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "filter.": "attn."}
+        return rename(state, names)
 
 
 class ReducedBlock(Block):
@@ -189,10 +197,12 @@ class ReducedBlock(Block):
             y = self.attn(y, None, False, weights, info)
         else:
             y = self.attn(y)
-        x = x + self.drop_path1(self.ls1(y))
-        if self.between:
-            x, size, source = self.reduction(x, size, source, info)
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        if self.residual:
+            x = x + self.drop_path1(self.ls1(y))
+            if self.between:
+                x, size, source = self.reduction(x, size, source, info)
+            y = x
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
         if self.after:
             x, size, source = self.reduction(x, size, source, info)
         return x, size, source

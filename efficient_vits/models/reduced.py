@@ -66,6 +66,11 @@ class ReducedViT(ComposableViT):
                 f"{reduction.name} needs {missing} from the attention, which {attention.name} does "
                 f"not give; {', '.join(able)} do"
             )
+        if needs.place == "between" and not gives.residual:
+            raise ValueError(
+                f"{reduction.name} works between attention and MLP, where a block with "
+                f"{attention.name} has no skip connection"
+            )
         proportional = needs.sizes and gives.token_sizes
         if prop_attn and not proportional:
             lacking = attention.name if needs.sizes else reduction.name

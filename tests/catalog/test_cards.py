@@ -170,7 +170,8 @@ def test_every_registered_model_has_a_card_with_its_source(name):
     assert card.paper.title
     assert card.paper.first_author
     assert card.year == card.paper.year > 2014
-    assert TAXONOMY[card.taxonomy_class] == card.axis
+    # Empty where the benchmark has no relative of the model.
+    assert TAXONOMY.get(card.taxonomy_class, "") == (card.taxonomy_class and card.axis)
 
 
 def test_cards_of_other_sizes_have_no_figures_of_their_relatives():

@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "leaky_relu": (F.leaky_relu, NUMEL),
     "hardswish": (F.hardswish, NUMEL),
     "hardsigmoid": (F.hardsigmoid, NUMEL),
+    "softshrink": (F.softshrink, NUMEL),
     "glu": (lambda x: F.glu(x, 1), 23 * NUMEL // 2),
     "lerp": (lambda x: torch.lerp(x, x, 0.5), 3 * NUMEL),
     "addcmul": (lambda x: torch.addcmul(x, x, x), 2 * NUMEL),

@@ -1,5 +1,6 @@
 """The composable ViT: what goes together, what does not and says so, what a reduction changes."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -17,7 +18,7 @@ from efficient_vits.attention.linformer import LinformerAttention
 from efficient_vits.mlp import list_mlps
 from efficient_vits.models import ComposableViT, ReducedViT, create_vit
 from efficient_vits.models.reduced import dense_tokens, taken_blocks
-from efficient_vits.reduction import list_reductions, reduction_traits
+from efficient_vits.reduction import ReductionTraits, list_reductions, reduction_traits
 from efficient_vits.reduction.tome import ToMe
 
 TINY = {"img_size": 128, "patch_size": 16, "embed_dim": 32, "depth": 4, "num_heads": 4}
@@ -39,12 +40,17 @@ def images(batch=2, size=128):
 def test_all_axes_combine_or_say_why_not(attention, reduction, mlp):
     traits = attention_traits(attention)
     needs = frozenset() if reduction is None else reduction_traits(reduction).needs
+    arguments = {"attention": attention, "reduction": reduction, "mlp": mlp}
+    if not traits.mixes_prefix:
+        with pytest.raises(ValueError, match=f"{attention}.*global_pool='avg'"):
+            build(**arguments)
+        arguments["global_pool"] = "avg"
     bound = reduction is not None and (traits.token_count or traits.grid)
     if not needs <= traits.gives or bound:
         with pytest.raises(ValueError, match=f"{attention}.*({reduction}|give)|{reduction}"):
-            build(attention=attention, reduction=reduction, mlp=mlp)
+            build(**arguments)
         return
-    model = build(attention=attention, reduction=reduction, mlp=mlp).train()
+    model = build(**arguments).train()
     y = model(images())
     (y.square().sum() + efficient_vits.auxiliary_loss(model)).backward()
     assert y.shape == (2, 5)
@@ -90,6 +96,45 @@ def test_a_table_row_yields_to_what_is_passed():
     assert model.blocks[0].reduction.r == 2
     other = timm.create_model("switch8_ti16", mlp="mlp", **small)
     assert isinstance(other.blocks[0].mlp, Mlp)
+
+
+class WithoutSkip(HydraAttention):
+    """A mixer that a block adds nothing to."""
+
+    traits = dataclasses.replace(HydraAttention.traits, residual=False)
+
+
+class DropLast(nn.Module):
+    """After each block one token less."""
+
+    traits = ReductionTraits(place="after")
+
+    def __init__(self, dim, depth, block):
+        super().__init__()
+
+    def num_tokens(self, n):
+        return n - 1
+
+    def forward(self, x, size, source, info):
+        return x[:, :-1], size, source
+
+
+def test_a_mixer_without_a_skip_connection_of_its_own_goes_with_reductions_around_the_block():
+    with pytest.raises(ValueError, match=r"tome works between .*WithoutSkip"):
+        build(attention=WithoutSkip, reduction="tome")
+    reduced = build(attention=WithoutSkip, reduction=DropLast, drop_path_rate=0.5)
+    plain = build(attention=WithoutSkip)
+    assert reduced.state_dict().keys() == plain.state_dict().keys()
+    assert not any("ls1" in name for name, _ in plain.named_parameters())
+    assert isinstance(reduced.blocks[-1].drop_path1, nn.Identity)
+    assert not isinstance(reduced.blocks[-1].drop_path2, nn.Identity)
+    x = torch.randn(2, 65, 32)
+    for block in (plain.blocks[0], reduced.blocks[0]):
+        block.load_state_dict(plain.blocks[0].state_dict())
+        y = block(x) if block is plain.blocks[0] else block(x, None, None)[0]
+        expected = x + block.mlp(block.norm2(block.attn(block.norm1(x))))
+        torch.testing.assert_close(y, expected[:, : y.shape[1]])
+    assert y.shape[1] == 64
 
 
 class Untold(nn.Module):
