@@ -37,3 +37,14 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
     if device_type == "meta":  # it has no autocast to turn off
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+@register_notrace_function
+def wide_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in float32 at least, whatever autocast says; for what is compared, not averaged."""
+    a = widen(a)
+    b = b.to(a.dtype)
+    if torch.jit.is_scripting():
+        return a @ b
+    with without_autocast(a.device.type):
+        return a @ b

@@ -43,8 +43,8 @@ class AttentionTraits:
         token_count: Its parameters depend on the number of tokens: it takes ``grid_size`` and
             ``num_prefix_tokens`` and has ``set_grid_size``.
         grid: It needs the patch tokens to form a 2-D grid.
-        mixes_prefix: Prefix tokens take part in the mixing. Without, they pass by, a class token never
-            sees the image, and a ViT that pools by it is refused.
+        mixes_prefix: Prefix tokens take part in the mixing. Without, they pass by, a class token
+            never sees the image, and a ViT that pools by it is refused.
         prefix_tokens: It handles class and register tokens in front of the patch tokens.
         mask: ``forward`` takes an ``attn_mask``.
         causal: ``forward`` takes ``is_causal=True``.

@@ -115,8 +115,8 @@ def _check_attention(attention: Mechanism, arguments: dict[str, Any]) -> None:
     traits = attention_traits(attention)
     if not traits.mixes_prefix and arguments.get("global_pool", "token") == "token":
         raise ValueError(
-            f"{attention.name} lets prefix tokens pass by: a class token would never see the image; "
-            f"pass global_pool='avg'"
+            f"{attention.name} lets prefix tokens pass by: a class token would never see the "
+            f"image; pass global_pool='avg'"
         )
     if traits.token_count or traits.grid:
         for name in ("dynamic_img_size", "patch_drop_rate"):

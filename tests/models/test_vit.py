@@ -42,8 +42,6 @@ def test_all_axes_combine_or_say_why_not(attention, reduction, mlp):
     needs = frozenset() if reduction is None else reduction_traits(reduction).needs
     arguments = {"attention": attention, "reduction": reduction, "mlp": mlp}
     if not traits.mixes_prefix:
-        with pytest.raises(ValueError, match=f"{attention}.*global_pool='avg'"):
-            build(**arguments)
         arguments["global_pool"] = "avg"
     bound = reduction is not None and (traits.token_count or traits.grid)
     if not needs <= traits.gives or bound:
@@ -56,6 +54,16 @@ def test_all_axes_combine_or_say_why_not(attention, reduction, mlp):
     assert y.shape == (2, 5)
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert isinstance(model, ReducedViT) == (reduction is not None)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in list_attentions() if not attention_traits(n).mixes_prefix]
+)
+def test_pooling_by_a_class_token_that_sees_no_image_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.*global_pool='avg'"):
+        build(attention=name)
+    model = build(attention=name, global_pool="avg")
+    assert (model(images()) - model(images())).abs().max() > 1e-3
 
 
 def test_without_arguments_it_is_timms_vit():
