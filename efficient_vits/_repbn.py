@@ -7,8 +7,8 @@ r"""Progressive RepBN: a LayerNorm that becomes a BatchNorm while the model trai
 which is affine, so that it can be folded into the linear layer that follows.
 
 Source: Guo et al., "SLAB: Efficient Transformers with Simplified Linear Attention and Progressive
-Re-parameterized Batch Normalization", ICML 2024 (arXiv 2405.11582), section 3. Written anew after
-the paper; the authors' code has no licence.
+Re-parameterized Batch Normalization", ICML 2024 (arXiv 2405.11582), section 3. Written
+anew; the authors' code has no licence.
 """
 
 import copy

@@ -15,6 +15,10 @@ SMALL = {
         r"vit_ti16 +[\d.]+ +\d+\.\d\d",
     ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
+    "attention_scaling.py": (
+        ["hydra", "--largest", "32", "--seconds", "0.01"],
+        r"hydra +N +\S+ +\S+ +196: [\d.]+  1024: [\d.]+",
+    ),
 }
 
 

@@ -6,7 +6,7 @@ W_1 and W_2 are complex and block-diagonal; relu and the soft shrinkage S work o
 imaginary parts. High frequencies can be cut off, which makes the MLP cheaper.
 
 Source: Guibas et al., "Adaptive Fourier Neural Operators: Efficient Token Mixers for
-Transformers", ICLR 2022 (arXiv 2111.13587), section 4. Written anew after the paper; the authors' code
+Transformers", ICLR 2022 (arXiv 2111.13587), section 4. Written anew; the authors' code
 is not free for commercial use. The hard threshold keeps the lowest frequencies along both axes,
 positive and negative; in the benchmark's code, which counts tokens instead, fractions above 0.08
 change nothing at 224 px.

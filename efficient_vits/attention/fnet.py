@@ -4,7 +4,7 @@ r"""FNet: tokens are mixed by a Fourier transform, without any parameter.
 
 Source: Lee-Thorp et al., "FNet: Mixing Tokens with Fourier Transforms", NAACL 2022 (arXiv
 2105.03824), section 3, which also has the product with DFT matrices that exported models use here.
-Written anew after the paper; the authors' code is Apache-2.0. The paper's transform is not normalised;
+Written anew; the authors' code is Apache-2.0. The paper's transform is not normalised;
 the benchmark's is divided by the number of tokens times channels (``fft_norm="forward"``), which
 is the default here.
 """

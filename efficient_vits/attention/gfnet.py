@@ -5,7 +5,7 @@ r"""Global filter: every frequency of every channel is multiplied by a learned c
 This is a circular convolution with a kernel as large as the grid, at a cost of N log N.
 
 Source: Rao et al., "Global Filter Networks for Image Classification", NeurIPS 2021 (arXiv
-2107.00645), section 3.2. Written anew after the paper; the authors' code is MIT. Their block has one
+2107.00645), section 3.2. Written anew; the authors' code is MIT. Their block has one
 skip connection, around filter and MLP together, and so have the models here. Filters of another
 resolution are interpolated at equal frequencies, where the authors' code aligns array indices.
 """

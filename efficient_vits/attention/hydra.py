@@ -4,7 +4,7 @@ r"""Hydra attention: as many heads as channels, so that attention is a global ga
 
 The cost is linear in tokens and channels. Source: Bolya et al., "Hydra Attention: Efficient
 Attention with Many Heads", ECCV Workshops 2022 (arXiv 2209.07484), eq. 9 and section 3.3 (cosine
-similarity kernel). Written anew after the paper, which comes without code.
+similarity kernel). Written anew; the paper comes without code.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ r"""ProbSparse attention: only the queries that tell keys apart attend; the othe
 S_n are keys drawn at random for each query. The cost is N log N. Source: Zhou et al., "Informer:
 Beyond Efficient Transformer for Long Sequence Time-Series Forecasting", AAAI 2021 (arXiv
 2012.07436), section 3.1, eq. 4 and algorithm 1 (of which the keys not drawn count as 0 in the
-sum, not in the maximum). Written anew after the paper, whose code has the Apache-2.0 licence.
+sum, not in the maximum). Written anew; the authors' code is Apache-2.0.
 
 In evaluation the draw follows `seed` and is the same for every call; in training every call has
 its own. The benchmark's runs drew at random in evaluation too. The block that goes with it in

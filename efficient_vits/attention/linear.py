@@ -6,7 +6,7 @@ The cost is linear in tokens. With ``is_causal=True`` the sums run over m <= n.
 
 Source: Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear
 Attention", ICML 2020 (arXiv 2006.16236), eq. 4-7; the causal form is eq. 8-12, its running sums
-taken over chunks of tokens. Written anew after the paper; the authors' library is MIT and not used. As
+taken over chunks of tokens. Written anew; the authors' library is MIT and not used. As
 there, queries and keys are not scaled and 1e-6 is added to the normaliser.
 """
 

@@ -4,7 +4,7 @@ r"""Linformer: keys and values are projected from N tokens down to k.
 
 The cost is linear in N, the projections E and F are parameters of size N. Source: Wang et al.,
 "Linformer: Self-Attention with Linear Complexity", 2020 (arXiv 2006.04768), eq. 7, with E and F
-shared by all heads ("headwise sharing", section 4). Written anew after the paper; queries, keys and
+shared by all heads ("headwise sharing", section 4). Written anew; queries, keys and
 values stay in timm's fused ``qkv`` so that a plain ViT's weights fit. The benchmark's runs had no
 bias there and k = 256, which at 197 tokens saves nothing.
 """

@@ -12,7 +12,7 @@ linear in tokens.
 
 Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021 (arXiv 2009.14794),
 lemma 1 (positive features), section 2.4 (orthogonal ones), section 4 (ReLU). The stabiliser and
-both eps are those of the authors' code (Apache-2.0). Written anew after the paper. The causal form is
+both eps are those of the authors' code (Apache-2.0). Written anew. The causal form is
 left out: the keys' stabiliser looks at all tokens.
 """
 

@@ -8,7 +8,7 @@ columns of exp(.) are normalised in turn, so that R tends to a permutation of th
 ``sort="topk"`` each bucket gets the best-scored ones, weighted by the softmax of the scores.
 
 Source: Tay et al., "Sparse Sinkhorn Attention", ICML 2020 (arXiv 2002.11296), section 3.
-Written anew after the paper. Differences: scores are dot products of mean queries and keys, as in the
+Written anew. Differences: scores are dot products of mean queries and keys, as in the
 benchmark's runs, where the paper learns a sorting network whose size is the number of buckets;
 the Gumbel noise is there in training only; prefix tokens belong to no bucket: they attend to
 everything, and every bucket attends to them too. "topk" comes from the library by Phil Wang (MIT)

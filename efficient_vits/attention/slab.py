@@ -7,7 +7,7 @@ so that the cost is linear in the tokens.
 
 Source: Guo et al., "SLAB: Efficient Transformers with Simplified Linear Attention and Progressive
 Re-parameterized Batch Normalization", ICML 2024 (arXiv 2405.11582), section 3; the norms are
-`ProgressiveRepBN`. Written anew after the paper; the authors' code has no licence. Two things are as in
+`ProgressiveRepBN`. Written anew; the authors' code has no licence. Two things are as in
 the benchmark's runs: a learned position per patch is added to the keys before the kernel, and the
 convolution is 5 x 5, with one set of filters for all heads; `kernel_size=3` makes it 3 x 3. Prefix
 tokens have no place in the grid: they get no position and no convolution.

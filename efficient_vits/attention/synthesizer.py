@@ -10,7 +10,7 @@ r"""Synthesizer: attention weights that no pair of tokens is compared for.
 
 The cost stays quadratic in tokens; the factorized forms save parameters. Source: Tay et al.,
 "Synthesizer: Rethinking Self-Attention for Transformer Models", ICML 2021 (arXiv 2005.00743),
-section 3. Written anew after the paper (the authors' code, in Mesh TensorFlow, is Apache-2.0). The paper
+section 3. Written anew (the authors' code, in Mesh TensorFlow, is Apache-2.0). The paper
 leaves open how the two factors of the factorized dense form are tiled: the default is the
 benchmark's, ``pairs=True`` the other reading, see `FactorizedDenseLogits`.
 """

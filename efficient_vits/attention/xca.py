@@ -6,7 +6,7 @@ Q^T K are the cosines of two channels over all tokens, per head (d x d); t is a 
 per head. The cost is linear in tokens.
 
 Source: El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021 (arXiv
-2106.09681), section 3.2. Written anew after the paper (the authors' code is Apache-2.0). A token
+2106.09681), section 3.2. Written anew (the authors' code is Apache-2.0). A token
 of size s counts as s equal tokens in the covariance. Here it is a mixer in a plain ViT: tokens meet
 in the covariance only, where XCiT has convolutions and a class token with layers of its own too.
 """

@@ -6,7 +6,7 @@ are merged into theirs by a mean weighted with the number of patches each stands
 weigh a merged token by that number ("proportional attention").
 
 Source: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023 (arXiv 2210.09461), section 3
-and appendix D. Written anew after the paper; the authors' code is CC-BY-NC-4.0 and not used. The order of
+and appendix D. Written anew; the authors' code is CC-BY-NC-4.0 and not used. The order of
 the tokens afterwards is theirs, so that their weights give their outputs.
 """
 
