@@ -7,10 +7,10 @@ Every cluster takes the w = ceil(N / clusters) tokens that are nearest to its ce
 are of one size; a token may be in several clusters, or in none, and then its output is 0. With
 about sqrt(N) clusters the cost is N^1.5. In training the centroids follow the mean direction of
 the queries and keys that are nearest to them, and these are drawn to the centroids by a commitment
-loss, the mean of (x / |x| - mu)^2.
+loss, the mean of ``(x / |x| - mu)^2``.
 
 Source: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", TACL 2021
-(arXiv 2003.05997), section 4.1, algorithm 1; written from the paper. Its causal form is left out
+(arXiv 2003.05997), section 4.1, algorithm 1. Written anew. Its causal form is left out
 (an image has no order), and so are its heads with local attention. The normalised centroid update
 and the loss are those of the public PyTorch port (MIT) that the benchmark ran. There k-means on
 the first batch placed the centroids, and they stayed: the call that moves them was missing. Here
