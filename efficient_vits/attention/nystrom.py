@@ -11,8 +11,8 @@ Source: Xiong et al., "Nyströmformer: A Nyström-based Algorithm for Approximat
 AAAI 2021 (arXiv 2102.03902), algorithm 1 and the third-order iteration for the pseudo-inverse.
 Written anew; the authors' code is Apache-2.0 and not used. The iteration starts at
 ``A^T / (|A|_1 |A|_inf)`` of each matrix, as there. Where tokens do not divide into segments, the
-last ones are one token longer. The authors' image models, and with them the benchmark's runs, add the
-values once more behind the output projection: ``value_skip``.
+last ones are one token longer. The authors' image models, and with them the benchmark's runs, add
+the values once more behind the output projection: ``value_skip``.
 """
 
 from collections.abc import Sequence

@@ -80,7 +80,12 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         (model(x).square().sum() + auxiliary_loss(model)).backward()
-        moved = [buffer.clone() for buffer in model.buffers()]
+        # torch's own batch norm sees a checkpointed batch twice; nothing else may.
+        moved = [
+            buffer.clone()
+            for key, buffer in model.named_buffers()
+            if key.split(".")[-1] not in ("running_mean", "running_var", "num_batches_tracked")
+        ]
         gradients.append([p.grad.clone() for p in model.parameters()] + moved)
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
