@@ -1,12 +1,11 @@
 """Routing attention against loops over clusters, its centroids and its loss."""
 
 import copy
-import os
+import subprocess
+import sys
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,18 +139,29 @@ def test_commitment_loss_is_the_distance_to_the_nearest_centroid():
     assert auxiliary_loss(mixer) == 0
 
 
-def _train(rank, world, folder):
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-    torch.manual_seed(0)
-    mixer = build(decay=0.5).train()
-    x = torch.randn(world, 13, 12, dtype=torch.float64)
-    mixer(x[rank : rank + 1]).sum().backward()
-    torch.save(mixer.centroids, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+RANK = """
+import sys, torch, torch.distributed as dist
+from efficient_vits.attention import create_attention
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+torch.manual_seed(0)
+mixer = create_attention("routing", 12, num_heads=2, grid_size=(3, 4), decay=0.5).double().train()
+x = torch.randn(2, 13, 12, dtype=torch.float64)
+mixer(x[rank : rank + 1]).sum().backward()
+torch.save(mixer.centroids, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
 
 
 def test_all_processes_move_them_alike(tmp_path):
-    mp.spawn(_train, (2, str(tmp_path)), nprocs=2)
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
     torch.manual_seed(0)
     mixer = build(decay=0.5).train()
     mixer(torch.randn(2, 13, 12, dtype=torch.float64)).sum().backward()
