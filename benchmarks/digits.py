@@ -6,7 +6,7 @@
 Digits at 64 px, ViT-Ti/16 cut to 4 blocks (17 tokens), batch 64, 5 epochs, LAMB, no flip or CutMix.
 Everything else is the benchmark's fine-tuning recipe: eps 1e-7, weight decay 0.02, cosine schedule
 stepped per update with one epoch of warm-up, gradient clipping at 1, label smoothing 0.1, drop path
-0.05, LayerScale 1e-4. The learning rate is 1e-2, for 110 updates from nothing are no fine-tuning. A
+0.05, LayerScale 1e-4. The learning rate is 1e-2, for 105 updates from nothing are no fine-tuning. A
 row: test accuracy, largest norm of the residual stream after any block over the training, smallest
 and largest gradient norm of a block in the last epoch, seconds.
 """
