@@ -46,6 +46,7 @@ def add_entry_point(
     cfg: Mapping[str, Any],
     feature_cfg: Mapping[str, Any],
     merge: Callable[[dict[str, Any]], dict[str, Any]],
+    weights: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Make `name` a model of timm's registry.
 
@@ -56,6 +57,8 @@ def add_entry_point(
         cfg: Entries of the ``pretrained_cfg`` that differ from `DEFAULT_CFG`.
         feature_cfg: How ``features_only=True`` takes its maps.
         merge: Adds the model's defaults to the arguments of a call.
+        weights: Published weights: timm's tag -> entries of the ``pretrained_cfg`` that say where
+            they are and what they were trained with. The first is taken for ``pretrained=True``.
     """
     check_free([name])
 
@@ -68,5 +71,6 @@ def add_entry_point(
     entry_point.__module__ = __name__
     entry_point.__doc__ = doc
     setattr(sys.modules[__name__], name, entry_point)
-    default_cfgs.update(generate_default_cfgs({name: {**DEFAULT_CFG, **cfg}}))
+    cfgs = {f"{name}.{tag}": {**DEFAULT_CFG, **cfg, **own} for tag, own in (weights or {}).items()}
+    default_cfgs.update(generate_default_cfgs(cfgs or {name: {**DEFAULT_CFG, **cfg}}))
     register_model(entry_point)
