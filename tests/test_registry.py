@@ -347,11 +347,11 @@ SCRIPT = """
         card = efficient_vits.model_card(name)
         out[name] = [shape, model.embed_dim, len(model.blocks), card.axis, card.paper.title]
 
-    uses = {"attention": ("average", "attn"), "reduction": ("halving", "reduction"),
+    uses = {"attention": ("average", "attn"), "reduction": ("halving", "after.halving"),
             "mlp": ("flat", "mlp")}
     for axis, (name, part) in uses.items():
         model = timm.create_model("vit_ti16", num_classes=7, img_size=64, **{axis: name})
-        out[axis] = [type(getattr(model.blocks[0], part)).__name__, list(model(x).shape)]
+        out[axis] = [type(model.blocks[0].get_submodule(part)).__name__, list(model(x).shape)]
     model = timm.create_model("average_ti16", gain=3.0, mlp="flat", reduction="halving", at=2,
                               device="meta")
     out["all three"] = [model.blocks[0].attn.gain, type(model.blocks[0].mlp).__name__,

@@ -78,6 +78,11 @@ class AttentionTraits:
         """Whether ``forward`` takes ``size`` and ``info``."""
         return self.token_sizes or bool(self.gives)
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """What a token reduction can ask of it."""
+        return self.gives | (frozenset({"token_sizes"}) if self.token_sizes else frozenset())
+
 
 def attention_traits(spec: Spec) -> AttentionTraits:
     """The traits of a mixer; those of a plain module (no needs, no gifts) where it has none."""

@@ -1,7 +1,9 @@
 """The transformer block with interchangeable attention, MLP and token reduction."""
 
-from typing import Any, Dict, Final, Optional, Tuple  # noqa: UP035 (TorchScript reads them)
+from collections.abc import Sequence
+from typing import Any, Dict, Final, List, Optional, Tuple  # noqa: UP035 (TorchScript reads them)
 
+import torch
 from timm.layers import DropPath, LayerNorm, LayerScale
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from efficient_vits._state import rename
 from efficient_vits.attention import attention_traits, bind_report, create_attention
 from efficient_vits.mlp import create_mlp
 from efficient_vits.reduction import create_reduction, reduction_traits
+from efficient_vits.reduction._interface import REGISTRY as REDUCTIONS
+from efficient_vits.reduction._interface import REPORTS
+from efficient_vits.reduction._tokens import compose, follow, token_indices
 
 
 class Block(nn.Module):
@@ -120,30 +125,31 @@ class Block(nn.Module):
 
 
 class ReducedBlock(Block):
-    """A block after, between or before whose halves there are fewer tokens.
+    """A block before, in or after which there are fewer tokens.
 
     Args:
-        reduction: The token reduction. One whose ``active`` is False in this block is left out.
+        reductions: The token reductions, in this order where several run at one place. One whose
+            ``active`` is False in this block is left out.
         num_blocks: Blocks of the model.
         proportional: The attention weighs tokens by their size.
 
     The other arguments are those of `Block`.
 
-    Shape: x (B, N, C), size (B, N, 1) or None, source (B, N0) or None -> the same of fewer tokens.
+    Shape: x (B, N, C), size (B, N, 1) or None, source (B, N0) or None, and what reductions pass on
+    to later blocks by name -> the same of fewer tokens.
     """
 
     extended_call: Final[bool]
     proportional: Final[bool]
-    before: Final[bool]
-    between: Final[bool]
-    after: Final[bool]
+    follows: Final[bool]
+    reported: List[str]  # noqa: UP006
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
         *,
-        reduction: Spec,
+        reductions: Sequence[Spec],
         num_blocks: int,
         proportional: bool,
         attention: Spec,
@@ -153,21 +159,28 @@ class ReducedBlock(Block):
         dtype: Any = None,
         **block: Any,
     ) -> None:
-        reducer = create_reduction(
-            reduction,
-            dim,
-            num_blocks,
-            depth,
-            num_prefix_tokens=num_prefix_tokens,
-            device=device,
-            dtype=dtype,
-        )
-        place = ""
-        if getattr(reducer, "active", True):
-            traits = reduction_traits(reduction)
-            place = traits.place
-            if traits.needs:
-                attention = bind_report(attention, traits.needs)
+        places: dict[str, dict[str, nn.Module]] = {"before": {}, "between": {}, "after": {}}
+        needs: frozenset[str] = frozenset()
+        for mechanism in map(REDUCTIONS.resolve, reductions):
+            reducer = create_reduction(
+                mechanism,
+                dim,
+                num_blocks,
+                depth,
+                num_prefix_tokens=num_prefix_tokens,
+                device=device,
+                dtype=dtype,
+            )
+            if not getattr(reducer, "active", True):
+                continue
+            traits = reduction_traits(mechanism)
+            needs |= traits.needs
+            place = places[traits.place]
+            again = sum(name.split("@")[0] == mechanism.name for name in place)
+            place[f"{mechanism.name}@{again}" if again else mechanism.name] = reducer
+        reported = needs & REPORTS
+        if reported:
+            attention = bind_report(attention, reported)
         super().__init__(
             dim,
             num_heads,
@@ -180,17 +193,24 @@ class ReducedBlock(Block):
         )
         self.extended_call = attention_traits(attention).extended_call
         self.proportional = proportional
-        self.before = place == "before"
-        self.between = place == "between"
-        self.after = place == "after"
-        self.reduction: Any = reducer if place else None
+        self.reported = sorted(reported)
+        self.num_prefix_tokens = num_prefix_tokens
+        # Where one reduction moves the tokens that the next one has reports of, they follow.
+        self.follows = bool(reported) and len(places["between"]) + len(places["after"]) > 1
+        self.before = nn.ModuleDict(places["before"])
+        self.between = nn.ModuleDict(places["between"])
+        self.after = nn.ModuleDict(places["after"])
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, size: Optional[Tensor], source: Optional[Tensor]
-    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:  # noqa: UP006
-        info: Dict[str, Tensor] = {}  # noqa: UP006
-        if self.before:
-            x, size, source = self.reduction(x, size, source, info)
+        self,
+        x: Tensor,
+        size: Optional[Tensor],
+        source: Optional[Tensor],
+        state: Dict[str, Tensor],  # noqa: UP006
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor], Dict[str, Tensor]]:  # noqa: UP006
+        info = state.copy()
+        for reduction in self.before.values():
+            x, size, source = reduction(x, size, source, info)
         y = self.norm1(x)
         if self.extended_call:
             weights = size if self.proportional else None
@@ -199,17 +219,42 @@ class ReducedBlock(Block):
             y = self.attn(y)
         if self.residual:
             x = x + self.drop_path1(self.ls1(y))
-            if self.between:
-                x, size, source = self.reduction(x, size, source, info)
+            for reduction in self.between.values():
+                if self.follows:
+                    here = token_indices(x, self.num_prefix_tokens)
+                    x, size, moved = reduction(x, size, here, info)
+                    source = compose(source, moved, self.num_prefix_tokens)
+                    for name in self.reported:
+                        info[name] = follow(
+                            name, info[name], moved, x.shape[1], self.num_prefix_tokens
+                        )
+                else:
+                    x, size, source = reduction(x, size, source, info)
             y = x
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
-        if self.after:
-            x, size, source = self.reduction(x, size, source, info)
-        return x, size, source
+        for reduction in self.after.values():
+            if self.follows:
+                here = token_indices(x, self.num_prefix_tokens)
+                x, size, moved = reduction(x, size, here, info)
+                source = compose(source, moved, self.num_prefix_tokens)
+                for name in self.reported:
+                    info[name] = follow(name, info[name], moved, x.shape[1], self.num_prefix_tokens)
+            else:
+                x, size, source = reduction(x, size, source, info)
+        for name in self.reported:
+            info.pop(name)
+        return x, size, source, info
 
+    @torch.jit.ignore
+    def reductions(self) -> list[Any]:
+        """The reductions of this block in the order in which they run."""
+        places = (self.before, self.between, self.after)
+        return [reduction for place in places for reduction in place.values()]
+
+    @torch.jit.ignore
     def num_tokens(self, n: int) -> int | None:
         """Tokens that leave the block where n enter it; None where it depends on the image."""
-        if self.reduction is None:
-            return n
-        count: int | None = self.reduction.num_tokens(n)
+        count: int | None = n
+        for reduction in self.reductions():
+            count = None if count is None else reduction.num_tokens(count)
         return count

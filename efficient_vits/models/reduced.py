@@ -5,6 +5,7 @@ and the map from patches to tokens from block to block.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Dict, List, Optional, Tuple, Union  # noqa: UP035 (TorchScript reads them)
 
 import torch
@@ -17,6 +18,7 @@ from efficient_vits.attention import attention_traits, list_attentions
 from efficient_vits.models.block import ReducedBlock
 from efficient_vits.models.vit import ComposableViT
 from efficient_vits.reduction import reduction_traits
+from efficient_vits.reduction._tokens import token_indices
 
 
 class ReducedViT(ComposableViT):
@@ -27,7 +29,7 @@ class ReducedViT(ComposableViT):
     zeros where it was dropped.
 
     Args:
-        reduction: The token reduction.
+        reduction: The token reductions, in the order in which they run.
         prop_attn: Weigh merged tokens by their size in the attention; by default wherever the
             attention can, which the model's repr tells.
 
@@ -45,7 +47,7 @@ class ReducedViT(ComposableViT):
         *,
         attention: Mechanism,
         mlp: Mechanism,
-        reduction: Mechanism,
+        reduction: Sequence[Mechanism],
         prop_attn: bool | None = None,
         depth: int = 12,
         **arguments: Any,
@@ -56,27 +58,7 @@ class ReducedViT(ComposableViT):
             )
         if arguments.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate and a token reduction both remove tokens; pass one")
-        needs = reduction_traits(reduction)
-        gives = attention_traits(attention)
-        if missing := sorted(needs.needs - gives.gives):
-            able = [
-                name for name in list_attentions() if needs.needs <= attention_traits(name).gives
-            ]
-            raise ValueError(
-                f"{reduction.name} needs {missing} from the attention, which {attention.name} does "
-                f"not give; {', '.join(able)} do"
-            )
-        if needs.place == "between" and not gives.residual:
-            raise ValueError(
-                f"{reduction.name} works between attention and MLP, where a block with "
-                f"{attention.name} has no skip connection"
-            )
-        proportional = needs.sizes and gives.token_sizes
-        if prop_attn and not proportional:
-            lacking = attention.name if needs.sizes else reduction.name
-            raise ValueError(f"prop_attn=True cannot work: {lacking} knows no token sizes")
-        if prop_attn is not None:
-            proportional = prop_attn
+        proportional = _check_reductions(reduction, attention, prop_attn)
         super().__init__(
             img_size,
             patch_size,
@@ -84,21 +66,29 @@ class ReducedViT(ComposableViT):
             mlp=mlp,
             depth=depth,
             block_fn=functools.partial(
-                ReducedBlock, reduction=reduction, num_blocks=depth, proportional=proportional
+                ReducedBlock, reductions=reduction, num_blocks=depth, proportional=proportional
             ),
             **arguments,
         )
         # TorchScript would compile the forward of an nn.Sequential, which passes one argument only.
         self.blocks: nn.ModuleList = nn.ModuleList(self.blocks)
-        self.composition += f", reduction={reduction.name!r}, prop_attn={proportional}"
-        if gives.token_count or gives.grid:
+        names = [mechanism.name for mechanism in reduction]
+        shown = names[0] if len(names) == 1 else names
+        self.composition += f", reduction={shown!r}, prop_attn={proportional}"
+        traits = attention_traits(attention)
+        if traits.token_count or traits.grid:
             full = super().token_counts[0]
             if changed := [i for i, n in enumerate(self.token_counts[:-1]) if n != full]:
                 raise ValueError(
-                    f"{attention.name} is bound to the grid of patches, but {reduction.name} "
+                    f"{attention.name} is bound to the grid of patches, but {', '.join(names)} "
                     f"leaves {self.token_counts[changed[0]]} of {full} tokens after block "
                     f"{changed[0]}"
                 )
+        block: Any
+        for block in self.blocks:
+            for reducer in block.reductions():
+                if hasattr(reducer, "arrange"):
+                    reducer.arrange(self.blocks)
 
     @property
     def token_counts(self) -> list[int | None]:
@@ -122,11 +112,12 @@ class ReducedViT(ComposableViT):
         x = self._embed(x)
         size: Optional[Tensor] = None
         source: Optional[Tensor] = None
+        state: Dict[str, Tensor] = {}  # noqa: UP006
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, size, source = checkpoint(block, x, size, source)
+                x, size, source, state = checkpoint(block, x, size, source, state)
             else:
-                x, size, source = block(x, size, source)
+                x, size, source, state = block(x, size, source, state)
         return self.norm(x)
 
     def forward_intermediates(
@@ -152,15 +143,16 @@ class ReducedViT(ComposableViT):
 
         x = self._embed(x)
         size: Optional[Tensor] = None
-        source: Optional[Tensor] = torch.arange(P, x.shape[1], device=x.device).expand(B, -1)
+        source: Optional[Tensor] = token_indices(x, P)
+        state: Dict[str, Tensor] = {}  # noqa: UP006
         intermediates: List[Tensor] = []  # noqa: UP006
         prefix_tokens: List[Tensor] = []  # noqa: UP006
         blocks = self.blocks[: max(take_indices) + 1] if stop_early else self.blocks
         for i, block in enumerate(blocks):
             if self.grad_checkpointing:
-                x, size, source = checkpoint(block, x, size, source)
+                x, size, source, state = checkpoint(block, x, size, source, state)
             else:
-                x, size, source = block(x, size, source)
+                x, size, source, state = block(x, size, source, state)
             if i in take_indices:
                 y = self.norm(x) if norm else x
                 prefix_tokens.append(y[:, :P])
@@ -182,6 +174,66 @@ class ReducedViT(ComposableViT):
             pairs: Any = list(zip(intermediates, prefix_tokens, strict=True))
             intermediates = pairs
         return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    @torch.jit.ignore
+    def token_maps(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
+        """What became of every patch: for each block (B, patches), the token it is in afterwards.
+
+        The token's index counts prefix tokens; -1 stands for a patch that was dropped. Patches
+        are in the order of the grid, row by row.
+
+        Args:
+            x: Images (B, 3, H, W).
+        """
+        x = self._embed(x)
+        size: Optional[Tensor] = None
+        source: Optional[Tensor] = token_indices(x, self.num_prefix_tokens)
+        state: Dict[str, Tensor] = {}  # noqa: UP006
+        maps = []
+        for block in self.blocks:
+            x, size, source, state = block(x, size, source, state)
+            maps.append(source)
+        return maps
+
+
+def _check_reductions(
+    reductions: Sequence[Mechanism], attention: Mechanism, prop_attn: bool | None
+) -> bool:
+    """Whether the attention weighs tokens by their size; raises if these do not go together."""
+    if not reductions:
+        raise ValueError("reduction is an empty list; pass None for a model without")
+    gives = attention_traits(attention)
+    traits = {mechanism.name: reduction_traits(mechanism) for mechanism in reductions}
+    for name, one in traits.items():
+        if missing := sorted(one.needs - gives.offered):
+            able = [
+                other for other in list_attentions() if one.needs <= attention_traits(other).offered
+            ]
+            raise ValueError(
+                f"{name} needs {missing} from the attention, which {attention.name} does "
+                f"not give; {', '.join(able)} do"
+            )
+        if one.place == "between" and not gives.residual:
+            raise ValueError(
+                f"{name} works between attention and MLP, where a block with "
+                f"{attention.name} has no skip connection"
+            )
+        if one.state and len(reductions) > 1:
+            others = ", ".join(other for other in traits if other != name)
+            raise ValueError(
+                f"{name} hands a state per token from block to block and cannot stand beside "
+                f"another reduction, got {others or 'it twice'}"
+            )
+    makers = [name for name, one in traits.items() if one.sizes]
+    if prop_attn and not (makers and gives.token_sizes):
+        lacking = attention.name if makers else ", ".join(traits)
+        raise ValueError(f"prop_attn=True cannot work: {lacking} knows no token sizes")
+    if prop_attn is False:
+        for name, one in traits.items():
+            if "token_sizes" in one.needs:
+                raise ValueError(f"{name} drops tokens by their size: prop_attn=False cannot work")
+        return False
+    return bool(makers) and gives.token_sizes
 
 
 def taken_blocks(depth: int, indices: int | list[int] | None) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from efficient_vits import catalog
 from efficient_vits._registry import Entry, Registry
 from efficient_vits.models import efficient_vits
-from efficient_vits.models.create import REGISTRIES, VIT_PARAMETERS, create_vit
+from efficient_vits.models.create import REGISTRIES, VIT_PARAMETERS, as_list, create_vit
 
 # Dim x depth x heads, table 1 of "An Image is Worth 16x16 Words" and of "DeiT" (Ti, S).
 SIZES: dict[str, dict[str, int]] = {
@@ -63,10 +63,11 @@ def _register(
     own: dict[str, Any],
 ) -> None:
     def merge(arguments: dict[str, Any]) -> dict[str, Any]:
-        given = registry.resolve(arguments.get(registry.axis, entry.name))
-        if given.cls is not entry.cls:
+        asked = as_list(arguments.get(registry.axis, entry.name))
+        given = [one for one in map(registry.resolve, asked) if one.cls is entry.cls]
+        if not given:
             return {**host, **arguments}  # another mechanism has no use for this one's arguments
-        unbound = {key: value for key, value in own.items() if key not in given.bound}
+        unbound = {key: value for key, value in own.items() if key not in given[0].bound}
         return {**host, registry.axis: entry.name, **unbound, **arguments}
 
     doc = (

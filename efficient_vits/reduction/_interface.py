@@ -22,6 +22,9 @@ REGISTRY = Registry(
 )
 register_reduction = REGISTRY.register
 
+# What an attention fills the dict `info` with, if it is asked to.
+REPORTS = frozenset({"keys", "class_attention"})
+
 
 @dataclass(frozen=True)
 class ReductionTraits:
@@ -30,15 +33,23 @@ class ReductionTraits:
     Attributes:
         place: Where in the block it runs: ``"before"`` the block, ``"between"`` attention and MLP,
             ``"after"`` the block.
-        needs: What the attention of its block must report: ``"keys"``, ``"class_attention"``.
+        needs: What the attention of its block must report: ``"keys"``, ``"class_attention"``; and
+            ``"token_sizes"`` where it must weigh tokens by their size.
         sizes: It produces token sizes.
+        state: It hands tensors of its own from block to block, in ``info``, one entry per token:
+            it cannot stand beside another reduction, which would move the tokens away under them.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
     """
 
     place: Literal["before", "between", "after"] = "between"
     needs: frozenset[str] = frozenset()
     sizes: bool = False
+    state: bool = False
     auxiliary_loss: bool = False
+
+    def __post_init__(self) -> None:
+        if self.place == "before" and self.needs & REPORTS:
+            raise ValueError("before its block there is no attention that could report anything")
 
 
 def reduction_traits(spec: Spec) -> ReductionTraits:
@@ -65,9 +76,11 @@ def create_reduction(
 
     Its call is ``forward(x, size, source, info) -> (x, size, source)`` with x (B, N, dim), size
     (B, N, 1) or None (every token is one patch), source (B, N0) or None (not tracked): the token
-    that each of the N0 input patches went to, -1 if dropped. ``num_tokens(n)`` is the number of
-    tokens that n tokens become, prefix tokens included, or None where it depends on the image. One
-    that does nothing in its block says so by ``active = False``.
+    that each of the N0 input patches went to, -1 if dropped. ``info`` is a dict of what the
+    attention reported; what a reduction adds to it reaches the later blocks. ``num_tokens(n)`` is
+    the number of tokens that n tokens become, prefix tokens included, or None where it depends on
+    the image. One that does nothing in its block says so by ``active = False``. One that ties
+    blocks together does so in ``arrange(blocks)``, called once when the model is complete.
 
     Args:
         reduction: A registered name, a module class, or a ``functools.partial`` of one.

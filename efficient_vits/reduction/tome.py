@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from efficient_vits._numerics import unit_vectors
 from efficient_vits.reduction._interface import ReductionTraits, register_reduction
+from efficient_vits.reduction._tokens import redirect, take
 
 
 @register_notrace_function
@@ -49,11 +50,6 @@ def bipartite_matching(
     merged, target = order[:, :r], partner.gather(1, order[:, :r])
     kept = order[:, r:].sort(dim=1)[0]
     return a[kept], a[merged], b.expand(B, -1), target
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens `index` (B, n) of x (B, N, C), (B, n, C)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 @register_notrace_function
@@ -91,7 +87,7 @@ def merge(
         new = old.scatter(1, kept, old[:, P:first])
         new = new.scatter(1, base, first + old[:, : base.shape[1]])
         new = new.scatter(1, merged, first + target)
-        source = torch.where(source >= 0, new.gather(1, source.clamp(min=0)), source)
+        source = redirect(source, new)
     return x, new_size, source
 
 

@@ -92,16 +92,21 @@ def test_own_arguments_reach_their_mechanism():
     model = build(attention="linformer", k=7, mlp="switch", num_experts=3)
     assert model.blocks[0].attn.proj_k.shape == (65, 7)
     assert model.blocks[0].mlp.num_experts == 3
-    assert [b.reduction.r for b in build(reduction="tome", r=[3, 2, 1, 1]).blocks] == [3, 2, 1, 1]
+    assert [b.between["tome"].r for b in build(reduction="tome", r=[3, 2, 1, 1]).blocks] == [
+        3,
+        2,
+        1,
+        1,
+    ]
 
 
 def test_a_table_row_yields_to_what_is_passed():
     small = {"depth": 2, "img_size": 64}
-    assert timm.create_model("tome_ti16_r8", **small).blocks[0].reduction.r == 8
-    assert timm.create_model("tome_ti16_r8", r=3, **small).blocks[0].reduction.r == 3
+    assert timm.create_model("tome_ti16_r8", **small).blocks[0].between["tome"].r == 8
+    assert timm.create_model("tome_ti16_r8", r=3, **small).blocks[0].between["tome"].r == 3
     partial = functools.partial(ToMe, r=2)
     model = timm.create_model("tome_ti16_r8", reduction=partial, **small)
-    assert model.blocks[0].reduction.r == 2
+    assert model.blocks[0].between["tome"].r == 2
     other = timm.create_model("switch8_ti16", mlp="mlp", **small)
     assert isinstance(other.blocks[0].mlp, Mlp)
 
@@ -139,7 +144,7 @@ def test_a_mixer_without_a_skip_connection_of_its_own_goes_with_reductions_aroun
     x = torch.randn(2, 65, 32)
     for block in (plain.blocks[0], reduced.blocks[0]):
         block.load_state_dict(plain.blocks[0].state_dict())
-        y = block(x) if block is plain.blocks[0] else block(x, None, None)[0]
+        y = block(x) if block is plain.blocks[0] else block(x, None, None, {})[0]
         expected = x + block.mlp(block.norm2(block.attn(block.norm1(x))))
         torch.testing.assert_close(y, expected[:, : y.shape[1]])
     assert y.shape[1] == 64
