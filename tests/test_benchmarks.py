@@ -16,7 +16,7 @@ SMALL = {
     ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
     "attention_scaling.py": (
-        ["hydra", "--largest", "32", "--seconds", "0.01"],
+        ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],
         r"hydra +N +\S+ +\S+ +196: [\d.]+  1024: [\d.]+",
     ),
 }
@@ -27,9 +27,12 @@ def test_every_benchmark_is_run():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_runs(name):
+def test_runs(name, tmp_path):
     arguments, pattern = SMALL[name]
+    arguments = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
     command = [sys.executable, str(BENCHMARKS / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(pattern, done.stdout), done.stdout
+    if "--figure" in arguments:
+        assert "<svg" in (tmp_path / "figure.svg").read_text()

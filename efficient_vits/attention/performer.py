@@ -35,7 +35,8 @@ from efficient_vits.attention._interface import (
 )
 from efficient_vits.attention._kernels import shares, weighted
 
-KERNELS = ("softmax", "relu")
+# What is added to the features of each kernel, as in the authors' code.
+EPS = {"softmax": 1e-4, "relu": 1e-3}
 
 
 def orthogonal_gaussian(
@@ -55,21 +56,23 @@ def orthogonal_gaussian(
     return lengths * torch.cat(blocks)[:rows]
 
 
-def _features(x: Tensor, projection: Tensor, kernel: str, is_query: bool) -> Tensor:
+def _features(x: Tensor, projection: Tensor, kernel: str, is_query: bool, eps: float) -> Tensor:
     x = widen(x) * x.shape[-1] ** -0.25
     projected = x @ projection.to(x.dtype).t()  # (B, heads, N, features)
     if kernel == "relu":
-        return projected.relu() + 1e-3
+        return projected.relu() + eps
     if is_query:
         largest = projected.amax(dim=-1, keepdim=True)
     else:
         largest = projected.amax(dim=(-2, -1), keepdim=True)
     half_square = x.square().sum(dim=-1, keepdim=True) / 2
-    return (projected - (half_square + largest)).exp() + 1e-4
+    return (projected - (half_square + largest)).exp() + eps
 
 
 @register_notrace_function
-def random_features(x: Tensor, projection: Tensor, kernel: str, is_query: bool) -> Tensor:
+def random_features(
+    x: Tensor, projection: Tensor, kernel: str, is_query: bool, eps: float = 1e-4
+) -> Tensor:
     """Positive features (B, heads, N, m) of queries or keys (B, heads, N, d), float32 at least.
 
     Half precision is no good here, autocast or not: differences of large numbers are exponentiated.
@@ -79,11 +82,12 @@ def random_features(x: Tensor, projection: Tensor, kernel: str, is_query: bool) 
         projection: W (m, d).
         kernel: ``"softmax"`` or ``"relu"``.
         is_query: Whose stabiliser to take.
+        eps: Added to every feature.
     """
     if torch.jit.is_scripting():
-        return _features(x, projection, kernel, is_query)
+        return _features(x, projection, kernel, is_query, eps)
     with without_autocast(x.device.type):
-        return _features(x, projection, kernel, is_query)
+        return _features(x, projection, kernel, is_query, eps)
 
 
 @register_attention("performer")
@@ -96,13 +100,14 @@ class PerformerAttention(nn.Module):
         attn_drop: Dropout on the values, as what each token contributes.
         random_features: How many features m; their error falls with 1 / sqrt(m).
         kernel: ``"softmax"``, which they approximate, or ``"relu"``.
+        eps: Added to every feature; by default 1e-4, with ReLU 1e-3.
         report: ``("keys",)`` writes the keys before their features into ``info``.
 
     Shape: (B, N, dim) -> (B, N, dim). ``size`` (B, N, 1) weighs the keys; ``info["keys"]``
     (B, heads, N, d). The buffer ``projection`` (m, d) is part of the weights.
 
     Raises:
-        ValueError: Unknown kernel, or no features.
+        ValueError: Unknown kernel, no features, or an eps that is not positive.
     """
 
     traits: ClassVar[AttentionTraits] = AttentionTraits(token_sizes=True, gives=frozenset({"keys"}))
@@ -124,6 +129,7 @@ class PerformerAttention(nn.Module):
         *,
         random_features: int = 128,
         kernel: str = "softmax",
+        eps: float | None = None,
         report: Sequence[str] = (),
         device: Any = None,
         dtype: Any = None,
@@ -132,13 +138,16 @@ class PerformerAttention(nn.Module):
         factory = {"device": device, "dtype": dtype}
         check_heads("performer", dim, num_heads)
         check_report("performer", report, self.traits.gives)
-        if kernel not in KERNELS:
-            raise ValueError(f"performer has the kernels {KERNELS}, got {kernel!r}")
+        if kernel not in EPS:
+            raise ValueError(f"performer has the kernels {', '.join(EPS)}, got {kernel!r}")
+        if eps is not None and not eps > 0:
+            raise ValueError(f"performer needs eps > 0, for its features may all be 0, got {eps}")
         if random_features < 1:
             raise ValueError(f"performer needs random_features >= 1, got {random_features}")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.kernel = kernel
+        self.eps = EPS[kernel] if eps is None else eps
         self.reports_keys = "keys" in report
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         self.q_norm = optional_norm("performer", qk_norm, norm_layer, self.head_dim, **factory)
@@ -181,8 +190,8 @@ class PerformerAttention(nn.Module):
         if info is not None and self.reports_keys:
             info["keys"] = k
 
-        q = random_features(q, self.projection, self.kernel, True)
-        k = random_features(k, self.projection, self.kernel, False)
+        q = random_features(q, self.projection, self.kernel, True, self.eps)
+        k = random_features(k, self.projection, self.kernel, False, self.eps)
         if size is not None:
             k = k * size.unsqueeze(1)  # (B, 1, N, 1)
         w, s = shares(q, k, 0.0)
