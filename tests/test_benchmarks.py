@@ -14,6 +14,10 @@ SMALL = {
         ["vit_ti16", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
         r"vit_ti16 +[\d.]+ +\d+\.\d\d",
     ),
+    "reductions.py": (
+        ["tome_ti16_r8", "--rounds", "1", "--batch-sizes", "1", "--seconds", "0.01"],
+        r"tome_ti16_r8 +101 +0\.95 +1 +[\d.]+ +\d+\.\d\d",
+    ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
     "attention_scaling.py": (
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],
