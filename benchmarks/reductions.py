@@ -5,10 +5,10 @@
     python benchmarks/reductions.py evit_s16 --profile 1           # where the time of a batch goes
 
 Each round times every model once, in turn, so that what disturbs the machine disturbs all of them.
-A ratio is the median over the rounds of the plain ViT's time by the model's, with its range; above 1
-the model is faster. ``--compile`` times what torch.compile with inductor makes of each. ``--profile``
-attributes the time of a batch, of the model and of the plain ViT, to kinds of operators; their
-difference says what a reduction costs and what it saves.
+A ratio is the median over the rounds of the plain ViT's time by the model's, with its range; above
+1 the model is faster. ``--compile`` times what torch.compile with inductor makes of each.
+``--profile`` attributes the time of a batch, of the model and of the plain ViT, to kinds of
+operators; their difference says what a reduction costs and what it saves.
 """
 
 import argparse

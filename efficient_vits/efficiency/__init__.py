@@ -7,7 +7,7 @@ from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.measure import Measurement, measure
 from efficient_vits.efficiency.memory import MemoryUse, measure_memory
-from efficient_vits.efficiency.parameters import count_parameters
+from efficient_vits.efficiency.parameters import count_active_parameters, count_parameters
 from efficient_vits.efficiency.throughput import Throughput, measure_throughput
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Measurement",
     "MemoryUse",
     "Throughput",
+    "count_active_parameters",
     "count_flops",
     "count_parameters",
     "environment",

@@ -27,6 +27,8 @@ from efficient_vits.mlp._interface import MlpTraits, register_mlp
 class ExpertLinear(nn.Module):
     """One linear layer per expert, stacked: weight (E, out, in), bias (E, out) or None."""
 
+    __jit_unused_properties__: ClassVar[list[str]] = ["active_parameters"]
+
     def __init__(
         self,
         num_experts: int,
@@ -43,6 +45,11 @@ class ExpertLinear(nn.Module):
             nn.Parameter(torch.empty(num_experts, out_features, **factory)) if bias else None
         )
         self.reset_parameters()
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters of one expert: a token visits no other."""
+        return sum(p.numel() for p in self.parameters()) // len(self.weight)
 
     def reset_parameters(self) -> None:
         """The linear layers of a ViT: truncated normal of width 0.02, no bias."""

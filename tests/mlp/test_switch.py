@@ -1,6 +1,7 @@
 """The switch MLP against a loop over tokens, and its loss against its paper's."""
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from timm.layers import set_exportable
 from torch import nn
 
 from efficient_vits import auxiliary_loss
+from efficient_vits.efficiency import count_active_parameters, count_parameters
 from efficient_vits.mlp import create_mlp
 
 
@@ -112,3 +114,10 @@ def test_only_the_chosen_expert_is_run():
 def test_impossible_arguments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         create_mlp("switch", 6, **arguments)
+
+
+def test_a_token_meets_the_parameters_of_one_expert():
+    plain = timm.create_model("vit_ti16", device="meta")
+    model = timm.create_model("switch8_ti16", device="meta")
+    routers = 12 * (192 * 8 + 8)
+    assert count_active_parameters(model) == count_parameters(plain) + routers
