@@ -4,12 +4,15 @@ A module announces what it knows by methods that `efficient_vits.load_weights` l
 
 ``from_reference(state) -> state``
     (static) The benchmark code's names and layout, below this module, to ours.
+``from_transformers(state) -> state``
+    (static) Likewise those of the transformers package.
 ``resample_parameter(name, value) -> value``
     A parameter trained at another resolution, brought to this module's.
 ``structural_buffers``
     Names of buffers that follow from the architecture, so that a file may lack them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -44,5 +47,15 @@ def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str
             if name.startswith(old):
                 name = new + name[len(old) :]
                 break
+        put(out, name, value)
+    return out
+
+
+def substitute(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
+    """`state` with every regular expression replaced in its names, in order; else as `rename`."""
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for pattern, replacement in patterns.items():
+            name = re.sub(pattern, replacement, name)
         put(out, name, value)
     return out

@@ -21,18 +21,24 @@ def own(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def reference(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The benchmark's code: every module that knows its names there translates its own part."""
-    out = dict(state)
-    # Inner modules first: what they make is part of what their parents see.
-    for prefix, module in reversed(list(model.named_modules())):
-        if not hasattr(module, "from_reference"):
-            continue
-        prefix = f"{prefix}." if prefix else ""
-        part = {name[len(prefix) :]: out.pop(name) for name in list(out) if name.startswith(prefix)}
-        for name, value in module.from_reference(part).items():
-            put(out, prefix + name, value)
-    return out
+def announced(hook: str) -> Layout:
+    """The layout that modules translate by the method `hook`, each its own part."""
+
+    def convert(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = dict(state)
+        # Inner modules first: what they make is part of what their parents see.
+        for prefix, module in reversed(list(model.named_modules())):
+            translate = getattr(module, hook, None)
+            if translate is None:
+                continue
+            prefix = f"{prefix}." if prefix else ""
+            inside = [name for name in out if name.startswith(prefix)]
+            part = {name[len(prefix) :]: out.pop(name) for name in inside}
+            for name, value in translate(part).items():
+                put(out, prefix + name, value)
+        return out
+
+    return convert
 
 
 def timm_vit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,6 +66,7 @@ def _has_slot(state: Mapping[str, Tensor]) -> bool:
 
 LAYOUTS: Mapping[str, Layout] = {
     "efficient_vits": own,
-    "benchmark reference": reference,
+    "benchmark reference": announced("from_reference"),
     "timm ViT": timm_vit,
+    "transformers": announced("from_transformers"),
 }

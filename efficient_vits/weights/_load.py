@@ -53,9 +53,10 @@ class Fit:
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> Loaded:
     """Load weights of any known layout into a model, strictly.
 
-    Layouts: this package's own, timm's plain ViT, and the code of the benchmark "Which Transformer
-    to Favor"; which one it is, is found out. What depends on the resolution is resampled to the
-    model's. Buffers that follow from the architecture may be absent.
+    Layouts: this package's own, timm's plain ViT, the code of the benchmark "Which Transformer to
+    Favor", and for some families the transformers package; which one it is, is found out. What
+    depends on the resolution is resampled to the model's. Buffers that follow from the architecture
+    may be absent.
 
     Args:
         model: The model; it keeps its device and dtype.
