@@ -17,6 +17,10 @@ from efficient_vits.efficiency import count_flops
 FOLDER = Path(__file__).parent / "reference"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.json"))
 
+# Arguments that make our model the recorded one, where that is not the one of the published
+# figures: under a newer timm than the benchmark's, its Mixer has a norm in the stem.
+RECORDED = {"mixer_s16": {"stem_norm": True}}
+
 # In float64 the same arithmetic agrees to 1e-13, and to 1e-7 where a mechanism works in float32
 # inside; references recorded in float32 agree to 1e-5, twelve blocks of rounding in another order.
 # The smallest mistake below lies at 3e-2: the tolerance is between the two.
@@ -35,7 +39,7 @@ reference = _load_fill()
 
 def expected_layout(model, state):
     """Ours where the reference has our names already."""
-    return "efficient_vits" if state.keys() == model.state_dict().keys() else "benchmark reference"
+    return "efficient_vits" if state.keys() <= model.state_dict().keys() else "benchmark reference"
 
 
 def distance(model, name):
@@ -48,8 +52,8 @@ def distance(model, name):
 def filled(name):
     """The model in the precision of the reference, under the reference's weights."""
     dtype = getattr(torch, reference.spec(name)["dtype"])
-    card = efficient_vits.model_card(name)
-    model = timm.create_model(name, **card.reference_args).to(dtype).eval()
+    arguments = {**efficient_vits.model_card(name).reference_args, **RECORDED.get(name, {})}
+    model = timm.create_model(name, **arguments).to(dtype).eval()
     state = reference.state_dict(name, dtype)
     loaded = efficient_vits.load_weights(model, state)
     assert loaded.layout == expected_layout(model, state)
@@ -61,14 +65,16 @@ def filled(name):
 def test_is_the_network_of_the_benchmark(name):
     facts, card = reference.spec(name), efficient_vits.model_card(name)
     model = filled(name)
-    assert sum(p.numel() for p in model.parameters()) == facts["params"] == card.params
-    assert facts["flops"] == card.flops or card.flops is None
+    assert sum(p.numel() for p in model.parameters()) == facts["params"]
     if facts["deterministic"]:
         assert distance(model, name) < TOLERANCE
     del model
 
     # Shapes are all that counting needs.
     model = timm.create_model(name, device="meta", **card.reference_args)
+    assert sum(p.numel() for p in model.parameters()) == card.params
+    if name not in RECORDED:
+        assert (facts["params"], facts["flops"]) == (card.params, card.flops or facts["flops"])
     counted = count_flops(model, (3, card.img_size, card.img_size))
     assert counted.uncounted == {}
     if card.flops is not None:

@@ -47,6 +47,7 @@ def add_entry_point(
     feature_cfg: Mapping[str, Any],
     merge: Callable[[dict[str, Any]], dict[str, Any]],
     weights: Mapping[str, Mapping[str, Any]] | None = None,
+    filter_fn: Callable[..., dict[str, Any]] | None = None,
 ) -> None:
     """Make `name` a model of timm's registry.
 
@@ -59,12 +60,18 @@ def add_entry_point(
         merge: Adds the model's defaults to the arguments of a call.
         weights: Published weights: timm's tag -> entries of the ``pretrained_cfg`` that say where
             they are and what they were trained with. The first is taken for ``pretrained=True``.
+        filter_fn: What published weights go through, ``(state_dict, model) -> state_dict``.
     """
     check_free([name])
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build_model_with_cfg(
-            create, name, pretrained, feature_cfg=dict(feature_cfg), **merge(kwargs)
+            create,
+            name,
+            pretrained,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg=dict(feature_cfg),
+            **merge(kwargs),
         )
 
     entry_point.__name__ = entry_point.__qualname__ = name

@@ -1,9 +1,11 @@
 """Whose parameter names a state dict has, and how they become ours.
 
 A layout is a function ``(model, state) -> state``. Knowledge about one module's names lies on that
-module (see `efficient_vits._state`); here is what concerns a whole model.
+module (see `efficient_vits._state`), or in `_timm_classes` where the module is timm's; here is what
+concerns a whole model.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from efficient_vits._state import put
+from efficient_vits.weights._timm_classes import translation_of
 
 SCALES = (".ls1.gamma", ".ls2.gamma")
 Layout = Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Tensor]]
+Translation = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def own(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -21,14 +25,14 @@ def own(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def announced(hook: str) -> Layout:
-    """The layout that modules translate by the method `hook`, each its own part."""
+def announced(find: Callable[[nn.Module], Translation | None]) -> Layout:
+    """The layout that modules translate, each its own part, by what `find` says of them."""
 
     def convert(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out = dict(state)
         # Inner modules first: what they make is part of what their parents see.
         for prefix, module in reversed(list(model.named_modules())):
-            translate = getattr(module, hook, None)
+            translate = find(module)
             if translate is None:
                 continue
             prefix = f"{prefix}." if prefix else ""
@@ -39,6 +43,21 @@ def announced(hook: str) -> Layout:
         return out
 
     return convert
+
+
+def from_reference(module: nn.Module) -> Translation | None:
+    """What translates the benchmark's names: the module's own, or what stands for a timm class."""
+    own: Translation | None = getattr(module, "from_reference", None)
+    if own is not None:
+        return own
+    known = translation_of(module)
+    return None if known is None else functools.partial(known, module)
+
+
+def from_transformers(module: nn.Module) -> Translation | None:
+    """What translates the names of the transformers package."""
+    own: Translation | None = getattr(module, "from_transformers", None)
+    return own
 
 
 def timm_vit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,7 +85,7 @@ def _has_slot(state: Mapping[str, Tensor]) -> bool:
 
 LAYOUTS: Mapping[str, Layout] = {
     "efficient_vits": own,
-    "benchmark reference": announced("from_reference"),
+    "benchmark reference": announced(from_reference),
     "timm ViT": timm_vit,
-    "transformers": announced("from_transformers"),
+    "transformers": announced(from_transformers),
 }
