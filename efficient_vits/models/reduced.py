@@ -70,6 +70,14 @@ class ReducedViT(ComposableViT):
             ),
             **arguments,
         )
+        pooled = arguments.get("global_pool", "token") in ("avg", "avgmax", "max")
+        for mechanism in reduction:
+            unread = pooled and not arguments.get("pool_include_prefix")
+            if unread and reduction_traits(mechanism).prefix:
+                raise ValueError(
+                    f"{mechanism.name} works on the class token, which "
+                    f"global_pool={arguments['global_pool']!r} does not read; use 'token'"
+                )
         # TorchScript would compile the forward of an nn.Sequential, which passes one argument only.
         self.blocks: nn.ModuleList = nn.ModuleList(self.blocks)
         names = [mechanism.name for mechanism in reduction]
@@ -78,17 +86,43 @@ class ReducedViT(ComposableViT):
         traits = attention_traits(attention)
         if traits.token_count or traits.grid:
             full = super().token_counts[0]
-            if changed := [i for i, n in enumerate(self.token_counts[:-1]) if n != full]:
+            attended = self._attended()
+            if changed := [i for i, n in enumerate(attended) if n != full]:
                 raise ValueError(
                     f"{attention.name} is bound to the grid of patches, but {', '.join(names)} "
-                    f"leaves {self.token_counts[changed[0]]} of {full} tokens after block "
-                    f"{changed[0]}"
+                    f"leaves {attended[changed[0]]} of {full} tokens to block {changed[0]}"
                 )
+        for reducer in self.reductions():
+            if hasattr(reducer, "arrange"):
+                reducer.arrange(self.blocks)
+        # Arranging may add blocks or take some away.
+        tap = self.feature_info[0]
+        self.feature_info[:] = [{**tap, "module": f"blocks.{i}"} for i in range(len(self.blocks))]
+
+    @torch.jit.ignore
+    def _attended(self) -> list[int | None]:
+        """Number of tokens that the attention of each block sees; None where it is not fixed."""
+        counts: list[int | None] = [super().token_counts[0], *self.token_counts[:-1]]
         block: Any
-        for block in self.blocks:
-            for reducer in block.reductions():
-                if hasattr(reducer, "arrange"):
-                    reducer.arrange(self.blocks)
+        for i, block in enumerate(self.blocks):
+            for reducer in block.before.values():
+                n = counts[i]
+                counts[i] = None if n is None else reducer.num_tokens(n)
+        return counts
+
+    @torch.jit.ignore
+    def reductions(self) -> list[Any]:
+        """The reductions of all blocks in the order in which they run."""
+        blocks: Any = self.blocks
+        return [reducer for block in blocks for reducer in block.reductions()]
+
+    @torch.jit.ignore
+    def from_reference(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The benchmark's names to ours, where a reduction changes those of the whole model."""
+        for reducer in self.reductions():
+            if hasattr(reducer, "from_reference_model"):
+                state = reducer.from_reference_model(state)
+        return state
 
     @property
     def token_counts(self) -> list[int | None]:

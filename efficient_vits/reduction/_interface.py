@@ -15,10 +15,12 @@ REGISTRY = Registry(
         "depth": inspect.Parameter.empty,
         "block": inspect.Parameter.empty,
         "num_prefix_tokens": 1,
+        "num_heads": 8,
+        "grid_size": None,
         "device": None,
         "dtype": None,
     },
-    hints=frozenset({"num_prefix_tokens", "device", "dtype"}),
+    hints=frozenset({"num_prefix_tokens", "num_heads", "grid_size", "device", "dtype"}),
 )
 register_reduction = REGISTRY.register
 
@@ -39,6 +41,7 @@ class ReductionTraits:
         state: It hands tensors of its own from block to block, in ``info``, one entry per token:
             it cannot stand beside another reduction, which would move the tokens away under them.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
+        prefix: It works on prefix tokens, so that there must be one.
     """
 
     place: Literal["before", "between", "after"] = "between"
@@ -46,6 +49,12 @@ class ReductionTraits:
     sizes: bool = False
     state: bool = False
     auxiliary_loss: bool = False
+    prefix: bool = False
+
+    @property
+    def needs_prefix(self) -> bool:
+        """Whether there must be a prefix token."""
+        return self.prefix or "class_attention" in self.needs
 
     def __post_init__(self) -> None:
         if self.place == "before" and self.needs & REPORTS:
@@ -88,16 +97,18 @@ def create_reduction(
         depth: Number of blocks of the model.
         block: Which of them this one is, from 0.
         num_prefix_tokens: Tokens at the front that are never reduced.
-        **arguments: ``device``, ``dtype`` and the mechanism's own.
+        **arguments: ``num_heads`` of the model's blocks, ``grid_size`` (rows and columns of patch
+            tokens), ``device``, ``dtype`` and the mechanism's own.
 
     Raises:
         ValueError: Unknown name, or values the mechanism refuses.
         TypeError: An argument that the mechanism does not take.
     """
-    if num_prefix_tokens == 0 and "class_attention" in reduction_traits(reduction).needs:
+    traits = reduction_traits(reduction)
+    if num_prefix_tokens == 0 and traits.needs_prefix:
+        does = "works on" if traits.prefix else "goes by the attention of"
         raise ValueError(
-            f"{REGISTRY.resolve(reduction).name} goes by the attention of the class token; there "
-            f"is no prefix token"
+            f"{REGISTRY.resolve(reduction).name} {does} the class token; there is no prefix token"
         )
     return REGISTRY.create(
         reduction,

@@ -40,8 +40,8 @@ def obstacle(attention, reduction):
         return "no skip connection"
     if (mixer.token_count or mixer.grid) and not steady(reduction):
         return "bound to the grid"
-    if not (mixer.prefix_tokens and mixer.mixes_prefix) and reducer.needs_class_token:
-        return "class token"
+    if not (mixer.prefix_tokens and mixer.mixes_prefix) and reducer.needs_prefix:
+        return "prefix token"
     return ""
 
 

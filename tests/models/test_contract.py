@@ -23,6 +23,7 @@ import efficient_vits
 from efficient_vits import auxiliary_loss
 from efficient_vits.efficiency import count_flops
 from efficient_vits.models import ComposableViT
+from efficient_vits.reduction import reduction_traits
 
 SMALL = {"img_size": 64, "depth": 2, "init_values": 1.0, "num_classes": 7}
 FILES = [
@@ -158,7 +159,12 @@ def test_takes_timms_arguments(name):
     model = build(name, in_chans=1, img_size=(64, 96), reg_tokens=2, qkv_bias=False, drop_rate=0.1)
     assert model(images(channels=1, width=96)).shape == (2, 7)
     assert model.num_prefix_tokens == 2 + model.has_class_token
-    headless = build(name, num_classes=0, class_token=False, global_pool="avg")
+    without = {"num_classes": 0, "class_token": False, "global_pool": "avg"}
+    if any(reduction_traits(type(r)).needs_prefix for r in getattr(model, "reductions", list)()):
+        with pytest.raises(ValueError, match="no prefix token"):
+            build(name, **without)
+        return
+    headless = build(name, **without)
     assert headless(images()).shape == (2, headless.embed_dim)
 
 

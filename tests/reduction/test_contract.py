@@ -20,7 +20,7 @@ PAIRS = [
     (name, prefix)
     for name in NAMES
     for prefix in (0, 1, 2, 5)
-    if prefix or "class_attention" not in reduction_traits(name).needs
+    if prefix or not reduction_traits(name).needs_prefix
 ]
 
 
@@ -105,7 +105,7 @@ def test_a_patch_that_was_dropped_stays_dropped(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_of_a_batch_do_not_mix(name):
-    reduction = active_blocks(name)[0].eval()
+    reduction = active_blocks(name)[0].eval().double()
     x = torch.randn(3, 1 + PATCHES, DIM, dtype=torch.float64)
     info = give(name, x, 1)
     together = reduction(x, None, None, info)[0]
