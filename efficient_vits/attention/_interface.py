@@ -50,8 +50,8 @@ class AttentionTraits:
         causal: ``forward`` takes ``is_causal=True``.
         token_sizes: ``forward`` takes ``size`` (B, N, 1), how many patches each token stands for.
         gives: What it can ``report`` in ``info``: ``"keys"`` (B, heads, N, d), what a token offers
-            to be found by, and ``"class_attention"`` (B, heads, P, N), the attention the P prefix
-            tokens pay to all tokens.
+            to be found by, ``"class_attention"`` (B, heads, P, N), the attention the P prefix
+            tokens pay to all tokens, and ``"attention"`` (B, heads, N, N), that of all tokens.
         refuses: Switches of the interface that it raises for: ``"qk_norm"``, ``"scale_norm"``.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
         residual: The block adds its input to what the mixer makes of it. Without, the block's only

@@ -61,17 +61,19 @@ class SoftmaxAttention(Attention):
     The other arguments are those of `timm.layers.Attention`.
 
     Shape: (B, N, dim) -> (B, N, dim). ``size`` (B, N, 1); ``info["keys"]`` (B, heads, N, d);
-    ``info["class_attention"]`` (B, heads, P, N).
+    ``info["class_attention"]`` (B, heads, P, N); ``info["attention"]`` (B, heads, N, N), for which
+    the unfused path is taken.
     """
 
     traits: ClassVar[AttentionTraits] = AttentionTraits(
         mask=True,
         causal=True,
         token_sizes=True,
-        gives=frozenset({"keys", "class_attention"}),
+        gives=frozenset({"keys", "class_attention", "attention"}),
     )
     reports_keys: Final[bool]
     reports_class_attention: Final[bool]
+    reports_attention: Final[bool]
 
     def __init__(
         self,
@@ -108,6 +110,13 @@ class SoftmaxAttention(Attention):
         self.num_prefix_tokens = num_prefix_tokens
         self.reports_keys = "keys" in report
         self.reports_class_attention = "class_attention" in report
+        self.reports_attention = "attention" in report
+        if self.reports_attention:
+            self.fused_attn = False  # the fused kernel keeps the map to itself
+
+    def probabilities(self, logits: Tensor, is_causal: bool) -> Tensor:
+        """Logits (B, heads, N, N), masked where `is_causal`, to what values are weighed with."""
+        return logits.softmax(dim=-1)
 
     def forward(
         self,
@@ -133,17 +142,20 @@ class SoftmaxAttention(Attention):
                 q, k, v, attn_mask=bias, dropout_p=p, is_causal=plain and is_causal
             )
         else:
-            weights = maybe_add_mask((q * self.scale) @ k.transpose(-2, -1), bias)
-            y = self.attn_drop(weights.softmax(dim=-1)) @ v
+            logits = maybe_add_mask((q * self.scale) @ k.transpose(-2, -1), bias)
+            weights = self.probabilities(logits, is_causal)
+            y = self.attn_drop(weights) @ v
+            if info is not None and self.reports_attention:
+                info["attention"] = weights
         if info is not None:
             if self.reports_keys:
                 info["keys"] = k
             if self.reports_class_attention:
                 first = q[:, :, : self.num_prefix_tokens] * self.scale
-                weights = first @ k.transpose(-2, -1)
+                rows = first @ k.transpose(-2, -1)
                 if bias is not None:
-                    weights = weights + bias[..., : self.num_prefix_tokens, :]
-                info["class_attention"] = weights.softmax(dim=-1)
+                    rows = rows + bias[..., : self.num_prefix_tokens, :]
+                info["class_attention"] = rows.softmax(dim=-1)
 
         y = self.norm(y.transpose(1, 2).reshape(B, N, self.num_heads * self.head_dim))
         return self.proj_drop(self.proj(y))

@@ -5,12 +5,16 @@ r"""Switch MLP: many expert MLPs, of which every token visits one.
 The load-balancing loss is  a * E * sum_i f_i P_i  with f_i the fraction of tokens sent to expert i,
 P_i its mean probability and a = 0.01.
 
-Source: Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022 (arXiv 2101.03961), section 2.1 and
-eq. 4-6. The paper multiplies the output by p_e(x); the benchmark's runs multiplied by p / p = 1,
-which passes the same kind of gradient to the router. That is the default here,
+With a capacity factor c, an expert takes at most  c T / E  of the T tokens of a batch, rounded up.
+Tokens that come later in the batch pass by the MLP: y = 0, and the skip connection remains.
+
+Source: Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022 (arXiv 2101.03961), sections 2.1
+and 2.2, eq. 3-6. The paper multiplies the output by p_e(x); the benchmark's runs multiplied by
+p / p = 1, which passes the same kind of gradient to the router. That is the default here,
 ``scale_by_prob=True`` is the paper's.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, List, Optional  # noqa: UP035 (TorchScript reads List)
 
@@ -89,6 +93,11 @@ class SwitchMlp(nn.Module):
             times the cost, with shapes that compilers and exporters can know. By default dynamic,
             unless timm builds an exportable model; `torch.compile`, `torch.export` and the meta
             device always take the static path.
+        capacity_factor: Bound on the tokens of an expert, in multiples of an equal share of the
+            batch, in training and evaluation alike: images of a batch then compete for places. The
+            tokens lie in a buffer (experts, capacity, channels), with which experts can be spread
+            over devices and shapes are static, so that `dynamic` has to be left open. None drops
+            no token.
 
     Shape: (B, N, in_features) -> the same. In training, ``auxiliary_loss`` holds the balancing loss
     of the last forward pass.
@@ -98,6 +107,7 @@ class SwitchMlp(nn.Module):
     num_experts: Final[int]
     scale_by_prob: Final[bool]
     dynamic: Final[bool]
+    capacity_factor: Final[Optional[float]]
     auxiliary_loss: Optional[Tensor]
 
     def __init__(
@@ -113,6 +123,7 @@ class SwitchMlp(nn.Module):
         balance_weight: float = 0.01,
         scale_by_prob: bool = False,
         dynamic: bool | None = None,
+        capacity_factor: float | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -121,12 +132,19 @@ class SwitchMlp(nn.Module):
             raise ValueError("switch experts have no norm between their layers; norm_layer=None")
         if num_experts < 1:
             raise ValueError(f"switch needs num_experts >= 1, got {num_experts}")
+        if capacity_factor is not None and not capacity_factor > 0:
+            raise ValueError(f"switch needs capacity_factor > 0 or None, got {capacity_factor}")
+        if capacity_factor is not None and dynamic is not None:
+            raise ValueError(
+                f"with capacity_factor={capacity_factor} shapes are static; leave out {dynamic=}"
+            )
         factory = {"device": device, "dtype": dtype}
         hidden = hidden_features or in_features
         self.num_experts = num_experts
         self.balance_weight = balance_weight
         self.scale_by_prob = scale_by_prob
         self.dynamic = not is_exportable() if dynamic is None else dynamic
+        self.capacity_factor = capacity_factor
         self.router = nn.Linear(in_features, num_experts, **factory)
         self.fc1 = ExpertLinear(num_experts, in_features, hidden, bias, **factory)
         self.act = act_layer()
@@ -139,7 +157,9 @@ class SwitchMlp(nn.Module):
         x = x.reshape(B * N, C)
         probs = self.route(x)  # (B * N, E)
         top, chosen = probs.max(dim=-1)
-        if self.dynamic and not x.is_meta and not torch.compiler.is_compiling():
+        if self.capacity_factor is not None:
+            y = self.fill(x, chosen, self.capacity(B * N))
+        elif self.dynamic and not x.is_meta and not torch.compiler.is_compiling():
             y = self.dispatch(x, chosen)
         else:
             y = self.select(x, chosen)
@@ -171,6 +191,25 @@ class SwitchMlp(nn.Module):
             hidden = self.drop(self.act(self.fc1.expert(tokens, index)))
             parts.append(self.drop(self.fc2.expert(hidden, index)))
         return torch.cat(parts)[order.argsort()]
+
+    def capacity(self, tokens: int) -> int:
+        """How many of so many tokens an expert takes."""
+        factor = self.capacity_factor
+        if factor is None:
+            return tokens
+        return min(math.ceil(factor * tokens / self.num_experts), tokens)
+
+    def fill(self, x: Tensor, chosen: Tensor, capacity: int) -> Tensor:
+        """Each expert on the first tokens that chose it, (T, C) -> (T, C), 0 for the others."""
+        C, places = x.shape[1], self.num_experts * capacity
+        queue = F.one_hot(chosen, self.num_experts).cumsum(dim=0)  # (T, E)
+        position = queue.gather(1, chosen.unsqueeze(1)).squeeze(1) - 1
+        # One more place, behind all experts, for the tokens that find none.
+        place = torch.where(position < capacity, chosen * capacity + position, places)
+        buffer = x.new_zeros(places + 1, C).scatter(0, place.unsqueeze(1).expand(-1, C), x)
+        tokens = buffer[:places].view(self.num_experts, capacity, C)
+        y = self.drop(self.fc2(self.drop(self.act(self.fc1(tokens)))))
+        return torch.cat([y.flatten(0, 1), y.new_zeros(1, C)])[place]
 
     def select(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Every expert on every token, of which each keeps its own, (T, C) -> (T, C)."""

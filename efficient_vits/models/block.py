@@ -213,8 +213,9 @@ class ReducedBlock(Block):
         state: Dict[str, Tensor],  # noqa: UP006
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor], Dict[str, Tensor]]:  # noqa: UP006
         info = state.copy()
-        for reduction in self.before.values():
-            x, size, source = reduction(x, size, source, info)
+        # Each loop has a name of its own: TorchScript cannot give one name to two modules.
+        for preparation in self.before.values():
+            x, size, source = preparation(x, size, source, info)
         y = self.norm1(x)
         if self.extended_call:
             weights = size if self.proportional else None
@@ -236,15 +237,15 @@ class ReducedBlock(Block):
                     x, size, source = reduction(x, size, source, info)
             y = x
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
-        for reduction in self.after.values():
+        for conclusion in self.after.values():
             if self.follows:
                 here = token_indices(x, self.num_prefix_tokens)
-                x, size, moved = reduction(x, size, here, info)
+                x, size, moved = conclusion(x, size, here, info)
                 source = compose(source, moved, self.num_prefix_tokens)
                 for name in self.reported:
                     info[name] = follow(name, info[name], moved, x.shape[1], self.num_prefix_tokens)
             else:
-                x, size, source = reduction(x, size, source, info)
+                x, size, source = conclusion(x, size, source, info)
         for name in self.reported:
             info.pop(name)
         return x, size, source, info

@@ -25,7 +25,7 @@ REGISTRY = Registry(
 register_reduction = REGISTRY.register
 
 # What an attention fills the dict `info` with, if it is asked to.
-REPORTS = frozenset({"keys", "class_attention"})
+REPORTS = frozenset({"keys", "class_attention", "attention"})
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class ReductionTraits:
     Attributes:
         place: Where in the block it runs: ``"before"`` the block, ``"between"`` attention and MLP,
             ``"after"`` the block.
-        needs: What the attention of its block must report: ``"keys"``, ``"class_attention"``; and
-            ``"token_sizes"`` where it must weigh tokens by their size.
+        needs: What the attention of its block must report: ``"keys"``, ``"class_attention"``,
+            ``"attention"``; and ``"token_sizes"`` where it must weigh tokens by their size.
         sizes: It produces token sizes.
+        sizes_count: These are numbers of patches. Without, they are weights of any value.
         state: It hands tensors of its own from block to block, in ``info``, one entry per token:
             it cannot stand beside another reduction, which would move the tokens away under them.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
@@ -47,6 +48,7 @@ class ReductionTraits:
     place: Literal["before", "between", "after"] = "between"
     needs: frozenset[str] = frozenset()
     sizes: bool = False
+    sizes_count: bool = True
     state: bool = False
     auxiliary_loss: bool = False
     prefix: bool = False
@@ -79,6 +81,7 @@ def create_reduction(
     block: int,
     *,
     num_prefix_tokens: int = 1,
+    grid_size: tuple[int, int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build the token reduction of one block.
@@ -97,8 +100,10 @@ def create_reduction(
         depth: Number of blocks of the model.
         block: Which of them this one is, from 0.
         num_prefix_tokens: Tokens at the front that are never reduced.
-        **arguments: ``num_heads`` of the model's blocks, ``grid_size`` (rows and columns of patch
-            tokens), ``device``, ``dtype`` and the mechanism's own.
+        grid_size: Rows and columns of the patch tokens before the first block. One that goes by
+            them has ``set_grid_size(grid_size)``, called where the input size changes.
+        **arguments: ``num_heads`` of the model's blocks, ``device``, ``dtype`` and the mechanism's
+            own.
 
     Raises:
         ValueError: Unknown name, or values the mechanism refuses.
@@ -116,5 +121,6 @@ def create_reduction(
         depth=depth,
         block=block,
         num_prefix_tokens=num_prefix_tokens,
+        grid_size=grid_size,
         **arguments,
     )

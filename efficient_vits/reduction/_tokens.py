@@ -50,11 +50,13 @@ def follow(
 ) -> Tensor:
     """What the attention reported of its tokens, brought to the tokens that there are now.
 
-    The keys of tokens that became one are averaged, the attention they got is added up.
+    The keys of tokens that became one are averaged, and so is the attention they paid; the
+    attention they got is added up.
 
     Args:
         name: What it is.
-        value: ``"keys"`` (B, heads, N, d) or ``"class_attention"`` (B, heads, P, N).
+        value: ``"keys"`` (B, heads, N, d), ``"class_attention"`` (B, heads, P, N) or
+            ``"attention"`` (B, heads, N, N).
         moved: (B, N - P), where each patch token is now, -1 if dropped.
         num_tokens: Tokens there are now.
         num_prefix_tokens: P of them are prefix tokens.
@@ -64,9 +66,9 @@ def follow(
     new = torch.cat([prefix, moved], dim=1)
     here = torch.arange(num_tokens, device=moved.device).unsqueeze(-1)
     belongs = (new.unsqueeze(1) == here).unsqueeze(1).to(value.dtype)  # (B, 1, n, N)
-    if name == "keys":
-        return belongs @ value / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
-    return value @ belongs.transpose(-2, -1)
+    if name != "class_attention":  # one row per token
+        value = belongs @ value / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
+    return value if name == "keys" else value @ belongs.transpose(-2, -1)
 
 
 @register_notrace_function

@@ -1,5 +1,7 @@
 """The switch MLP against a loop over tokens, and its loss against its paper's."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -23,6 +25,17 @@ def naive(mlp, x):
         y = mlp.fc2.weight[e] @ hidden + mlp.fc2.bias[e]
         p = probs[e]
         out.append(y * (p if mlp.scale_by_prob else p / p.detach()))
+    return torch.stack(out).view_as(x)
+
+
+def naive_with_capacity(mlp, x, capacity):
+    """First come, first served; who comes too late gets nothing."""
+    y, taken = naive(mlp, x).flatten(0, 1), [0] * mlp.num_experts
+    out = []
+    for token, full in zip(x.flatten(0, 1), y, strict=True):
+        e = int(mlp.router(token).argmax())
+        out.append(full if taken[e] < capacity else torch.zeros_like(full))
+        taken[e] += 1
     return torch.stack(out).view_as(x)
 
 
@@ -59,6 +72,57 @@ def test_equals_its_naive_twin(experts, tokens, scale, dynamic, seed):
     slow = outputs_and_gradients(lambda x: naive(mlp, x), mlp, x)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    experts=st.integers(1, 6),
+    tokens=st.integers(1, 9),
+    capacity_factor=st.floats(0.01, 8),
+    scale=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_with_a_capacity_it_equals_its_naive_twin(experts, tokens, capacity_factor, scale, seed):
+    torch.manual_seed(seed)
+    mlp = build(num_experts=experts, scale_by_prob=scale, capacity_factor=capacity_factor)
+    capacity = math.ceil(capacity_factor * 2 * tokens / experts)
+    x = torch.randn(2, tokens, 6, dtype=torch.float64, requires_grad=True)
+    fast = outputs_and_gradients(mlp, mlp, x)
+    slow = outputs_and_gradients(lambda x: naive_with_capacity(mlp, x, capacity), mlp, x)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_tokens_above_the_capacity_pass_by():
+    """All ten tokens want the same expert of two, which has three places."""
+    mlp = build(num_experts=2, capacity_factor=0.6)
+    x = torch.randn(1, 1, 6, dtype=torch.float64).expand(2, 5, 6)
+    y = mlp(x).flatten(0, 1)
+    assert (y == 0).all(dim=1).tolist() == [False] * 3 + [True] * 7
+    torch.testing.assert_close(y[:3], naive(mlp, x).flatten(0, 1)[:3])
+
+
+def test_the_balance_loss_counts_tokens_above_the_capacity():
+    full, bounded = build(num_experts=4).train(), build(num_experts=4, capacity_factor=0.5).train()
+    bounded.load_state_dict(full.state_dict())
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    full(x), bounded(x)
+    torch.testing.assert_close(auxiliary_loss(bounded), auxiliary_loss(full))
+
+
+def test_with_a_capacity_shapes_are_static():
+    mlp = build(num_experts=3, capacity_factor=1.25).eval()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    seen = []
+    handle = mlp.act.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    y = mlp(x)
+    assert seen == [(3, 6, 10)]  # ceil(1.25 * 14 / 3) places
+    handle.remove()
+    compiled = torch.compile(mlp, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), y)
+    torch.testing.assert_close(torch.export.export(mlp, (x,)).module()(x), y)
+    torch.testing.assert_close(torch.jit.script(mlp)(x), y)
+    assert mlp.to("meta")(x.to("meta")).shape == y.shape
 
 
 def test_a_wrong_expert_is_noticed():
@@ -109,7 +173,12 @@ def test_only_the_chosen_expert_is_run():
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [({"num_experts": 0}, "num_experts >= 1"), ({"norm_layer": nn.LayerNorm}, "norm")],
+    [
+        ({"num_experts": 0}, "num_experts >= 1"),
+        ({"norm_layer": nn.LayerNorm}, "norm"),
+        ({"capacity_factor": 0.0}, "capacity_factor > 0"),
+        ({"capacity_factor": 1.0, "dynamic": True}, "leave out dynamic"),
+    ],
 )
 def test_impossible_arguments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):

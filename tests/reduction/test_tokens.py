@@ -40,6 +40,11 @@ def test_keys_are_averaged_and_attention_is_added_up():
     attention = torch.tensor([0.4, 0.1, 0.2, 0.3]).reshape(1, 1, 1, 4)
     followed = follow("class_attention", attention, moved, 2, 1).flatten()
     torch.testing.assert_close(followed, torch.tensor([0.4, 0.4]))
+    everyone = torch.tensor(
+        [[0.4, 0.1, 0.2, 0.3], [0.0, 0.2, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0], [0.2, 0.2, 0.2, 0.4]]
+    )
+    followed = follow("attention", everyone.reshape(1, 1, 4, 4), moved, 2, 1)
+    torch.testing.assert_close(followed[0, 0], torch.tensor([[0.4, 0.4], [0.1, 0.4]]))
 
 
 def test_a_token_that_nobody_went_to_has_finite_keys():
