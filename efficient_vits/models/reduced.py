@@ -92,6 +92,13 @@ class ReducedViT(ComposableViT):
                     f"{attention.name} is bound to the grid of patches, but {', '.join(names)} "
                     f"leaves {attended[changed[0]]} of {full} tokens to block {changed[0]}"
                 )
+        for i, reducer in enumerate(self.reductions()):
+            if i and reduction_traits(type(reducer)).grid:
+                raise ValueError(
+                    f"{type(reducer).__name__} works on the grid of patches, of which "
+                    f"{type(self.reductions()[0]).__name__} leaves none; it can only be the first "
+                    f"reduction of a model"
+                )
         for reducer in self.reductions():
             if hasattr(reducer, "arrange"):
                 reducer.arrange(self.blocks)

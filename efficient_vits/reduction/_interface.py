@@ -43,6 +43,7 @@ class ReductionTraits:
             it cannot stand beside another reduction, which would move the tokens away under them.
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
         prefix: It works on prefix tokens, so that there must be one.
+        grid: It works on the grid of patches, so that no other may run before it.
     """
 
     place: Literal["before", "between", "after"] = "between"
@@ -52,6 +53,7 @@ class ReductionTraits:
     state: bool = False
     auxiliary_loss: bool = False
     prefix: bool = False
+    grid: bool = False
 
     @property
     def needs_prefix(self) -> bool:

@@ -114,13 +114,12 @@ class STViT(nn.Module):
         semantic_mlp_ratio: Hidden channels of the two layers' MLPs over `dim`.
 
     Raises:
-        ValueError: No semantic token, a point outside the model, or a reduction before this one,
-            after which the patches are no grid.
+        ValueError: No semantic token, or a point outside the model.
 
     Shape: (B, P + N, C) -> (B, P + S * S, C).
     """
 
-    traits: ClassVar[ReductionTraits] = ReductionTraits(place="before")
+    traits: ClassVar[ReductionTraits] = ReductionTraits(place="before", grid=True)
 
     def __init__(
         self,
@@ -171,17 +170,6 @@ class STViT(nn.Module):
     def num_tokens(self, n: int) -> int:
         """Tokens that n tokens become."""
         return self.num_prefix_tokens + self.semantic_side**2
-
-    @torch.jit.ignore
-    def arrange(self, blocks: nn.ModuleList) -> None:
-        """Refuse reductions that run before this one."""
-        earlier: Any = blocks[: self.point + 1]
-        reductions = [reduction for block in earlier for reduction in block.reductions()]
-        for reduction in reductions[: reductions.index(self)]:
-            raise ValueError(
-                f"stvit pools the grid of patches, of which {type(reduction).__name__} leaves "
-                f"none; it can only be the first reduction of a model"
-            )
 
     def forward(
         self,

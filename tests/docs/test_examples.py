@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-BOUNDS = {"quickstart.ipynb": 0.85}
+BOUNDS = {"quickstart.ipynb": 0.85, "swap_attention.ipynb": 0.85}
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
