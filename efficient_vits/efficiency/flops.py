@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from efficient_vits.efficiency.inputs import (
     check_arguments,
+    check_images,
     device_of,
+    dtype_of,
     evaluating,
+    masked,
     random_images,
     state_of,
 )
@@ -58,7 +61,11 @@ class FlopCount:
 
 
 def count_flops(
-    model: nn.Module, input_size: Sequence[int] = (3, 224, 224), *, batch_size: int = 1
+    model: nn.Module,
+    input_size: Sequence[int] = (3, 224, 224),
+    *,
+    batch_size: int = 1,
+    images: Tensor | None = None,
 ) -> FlopCount:
     """Counts the operations of one forward pass in eval mode, without gradients.
 
@@ -66,18 +73,29 @@ def count_flops(
     left as it was. A model on the meta device is counted as a copy on the CPU whose parameters and
     buffers are all zero; that differs only where the cost depends on the values.
 
+    Random images stand for no image. A model that skips work where an image allows it is therefore
+    counted without skipping anything, which is the most that it can cost; with `images` it is
+    counted as it runs on these, and `flop_distribution` tells the mean and spread of many. (Such
+    modules declare ``depends_on_image`` and have a switch ``dynamic``.)
+
     Args:
         model: any module that takes a tensor `(batch_size, *input_size)` and returns tensors, in
             whatever container. Work that none of them depends on is not counted.
         input_size: size of one image without the batch, `(channels, height, width)`.
         batch_size: images in the pass. The figures are per image, rounded to whole operations;
             work that is done once per pass (on weights, on tables) is shared by its images.
+        images: count on these, `(batch, channels, height, width)`, as one batch, instead of on
+            random ones; they are moved to the device and dtype of the model. `input_size` and
+            `batch_size` are then theirs.
 
     Raises:
         TypeError, ValueError: an argument is not of the kind above, or the model is spread over
             several devices.
         RuntimeError: the model can't be traced with this input; the original error is its cause.
     """
+    if images is not None:
+        check_images(images)
+        batch_size, *input_size = images.shape
     check_arguments(model, input_size, batch_size)
     # A compiled model cannot be traced; the module that it compiles can.
     model = getattr(model, "_orig_mod", model)
@@ -85,12 +103,15 @@ def count_flops(
     if device.type == "meta":
         model, device = _zeros_on_cpu(model), torch.device("cpu")
 
-    images = random_images(model, input_size, batch_size, device=device)
+    everything = images is None
+    if images is None:
+        images = random_images(model, input_size, batch_size, device=device)
+    images = images.to(device, dtype_of(model))
     uncounted: Counter[str] = Counter()
     analysis = FlopCountAnalysis(_TensorsOnly(model), (images,))
     analysis.clear_op_handles().set_op_handle(**_handles(uncounted))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with _traceable(model, device):
+    with _traceable(model, device), masked(model) if everything else nullcontext():
         try:
             by_operator = analysis.by_operator()
         except Exception as error:

@@ -6,6 +6,7 @@ Each context manager here leaves the model as it found it, also when the measure
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,13 @@ def state_of(model: nn.Module) -> Iterator[Tensor]:
     return itertools.chain(model.parameters(), model.buffers())
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's first floating-point parameter; torch's default without any."""
+    return next(
+        (p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype()
+    )
+
+
 def random_images(
     model: nn.Module, input_size: Sequence[int], batch_size: int, *, device: torch.device
 ) -> Tensor:
@@ -49,11 +57,8 @@ def random_images(
 
     The values are the same on every call and the global random state is not touched.
     """
-    dtype = next(
-        (p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype()
-    )
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *input_size, generator=generator).to(device, dtype)
+    return torch.randn(batch_size, *input_size, generator=generator).to(device, dtype_of(model))
 
 
 @contextmanager
@@ -70,6 +75,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def masked(model: nn.Module) -> Iterator[None]:
+    """Inside, modules whose cost depends on the image compute everything, whatever the image.
+
+    Such a module says so by ``depends_on_image = True`` and has a switch ``dynamic``: what it would
+    skip it masks while that is False, with the same outputs.
+    """
+    modules: Iterator[Any] = model.modules()
+    switches = [(m, m.dynamic) for m in modules if getattr(m, "depends_on_image", False)]
+    try:
+        for module, _ in switches:
+            module.dynamic = False
+        yield
+    finally:
+        for module, dynamic in switches:
+            module.dynamic = dynamic
 
 
 @contextmanager
@@ -94,6 +117,16 @@ def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torc
         yield target
     finally:
         model.to(home)
+
+
+def check_images(images: Tensor) -> None:
+    """Raises TypeError or ValueError unless these are images in a batch."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (batch, ...), got {type(images).__name__}")
+    if images.ndim < 2 or not images.numel():
+        raise ValueError(
+            f"images must be a batch of one image at least, got shape {tuple(images.shape)}"
+        )
 
 
 def _is_positive_int(value: object) -> bool:

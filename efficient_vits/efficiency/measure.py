@@ -7,8 +7,9 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from efficient_vits.efficiency.distribution import FlopDistribution, flop_distribution
 from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.inputs import check_arguments
@@ -26,7 +27,9 @@ class Measurement:
     Attributes:
         name: the name given to timm, or the class of the module.
         parameters: scalar parameters.
-        flops: operations per image, a multiply-add is one.
+        flops: operations per image, a multiply-add is one. Where they depend on the image, the most
+            that they can be: nothing is skipped.
+        distribution: what they are on the images that were given, None without images.
         memory: inference memory, None if it was not asked for.
         throughput: images per second, None if it was not asked for.
         input_size: size of one image, `(channels, height, width)`.
@@ -37,6 +40,7 @@ class Measurement:
     name: str
     parameters: int
     flops: FlopCount
+    distribution: FlopDistribution | None
     memory: MemoryUse | None
     throughput: Throughput | None
     input_size: tuple[int, ...]
@@ -54,6 +58,8 @@ class Measurement:
             ("FLOPs", f"{self.flops.total / 1e9:.3f} G per image (a multiply-add is one)"),
             ("MACs", f"{self.flops.macs / 1e9:.3f} G per image"),
         ]
+        if self.distribution:
+            rows += _rows(self.distribution)
         if self.flops.uncounted:
             rows.append(("not counted", ", ".join(sorted(self.flops.uncounted))))
         if self.memory:
@@ -91,6 +97,7 @@ def measure(
     device: torch.device | str | None = None,
     throughput: bool = True,
     memory: bool = True,
+    images: Tensor | None = None,
     on_step: Callable[[str], object] | None = None,
 ) -> Measurement:
     """Measures parameters, FLOPs, inference memory and throughput of a model.
@@ -108,12 +115,16 @@ def measure(
             the current CUDA device if there is one.
         throughput: whether to measure the throughput, which takes seconds.
         memory: whether to measure the memory.
-        on_step: called with "flops", "memory", "throughput" before each of these is measured.
+        images: `(images, channels, height, width)`, normalised as the model expects: on these the
+            operations are counted one by one, for models that skip work where an image allows it.
+            Memory and throughput are measured on random images all the same.
+        on_step: called with "flops", "distribution", "memory", "throughput" before each of these is
+            measured.
 
     Raises:
         ValueError: timm knows no model of this name; the message has the nearest names.
-        TypeError, ValueError, RuntimeError: as `count_flops`, `measure_memory` and
-            `measure_throughput`.
+        TypeError, ValueError, RuntimeError: as `count_flops`, `flop_distribution`, `measure_memory`
+            and `measure_throughput`.
     """
     if isinstance(model, str):
         name = model
@@ -132,6 +143,10 @@ def measure(
 
     begin("flops")
     flops = count_flops(model, input_size)
+    distribution = None
+    if images is not None:
+        begin("distribution")
+        distribution = flop_distribution(model, images)
     memory_use = speed = None
     if memory:
         begin("memory")
@@ -145,12 +160,28 @@ def measure(
         name=name,
         parameters=count_parameters(model),
         flops=flops,
+        distribution=distribution,
         memory=memory_use,
         throughput=speed,
         input_size=tuple(input_size),
         dtype=_dtype_name(model),
         environment=environment(),
     )
+
+
+def _rows(distribution: FlopDistribution) -> list[tuple[str, str]]:
+    """Mean and spread as rows of the table."""
+    flops, tokens = distribution.flops, distribution.tokens_per_block
+    rows = [
+        (
+            "FLOPs done",
+            f"{flops.mean / 1e9:.3f} ± {flops.std / 1e9:.3f} G on {distribution.images} images, "
+            f"{distribution.skipped:.1%} skipped",
+        )
+    ]
+    if tokens:
+        rows.append(("tokens", f"{tokens.mean:.1f} ± {tokens.std:.1f} patch tokens per block"))
+    return rows
 
 
 def _create(name: str) -> nn.Module:

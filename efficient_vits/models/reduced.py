@@ -14,6 +14,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from efficient_vits._registry import Mechanism
+from efficient_vits._state import put
 from efficient_vits.attention import attention_traits, list_attentions
 from efficient_vits.models.block import ReducedBlock
 from efficient_vits.models.vit import ComposableViT
@@ -125,11 +126,19 @@ class ReducedViT(ComposableViT):
 
     @torch.jit.ignore
     def from_reference(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The benchmark's names to ours, where a reduction changes those of the whole model."""
+        """The benchmark's names to ours, as far as reductions have parameters beside the blocks."""
+        out = dict(state)
+        for path, module in self.blocks.named_modules():
+            theirs = getattr(module, "reference_prefix", None)
+            if theirs is not None:
+                names = [name for name in out if name.startswith(theirs)]
+                part = {name[len(theirs) :]: out.pop(name) for name in names}
+                for name, value in module.from_reference(part).items():
+                    put(out, f"blocks.{path}.{name}", value)
         for reducer in self.reductions():
             if hasattr(reducer, "from_reference_model"):
-                state = reducer.from_reference_model(state)
-        return state
+                out = reducer.from_reference_model(out)
+        return out
 
     @property
     def token_counts(self) -> list[int | None]:

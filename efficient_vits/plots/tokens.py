@@ -105,7 +105,7 @@ def draw_tokens(model: nn.Module, image: Tensor) -> "Figure":
     panels, before = [("image", shown)], maps[0].shape[1]
     for block, source in enumerate(one[0].cpu() for one in maps):
         tokens = len(source[source >= 0].unique())
-        if tokens != before:
+        if tokens < before:
             panels.append((f"block {block}: {tokens} tokens", paint_tokens(shown, source)))
         before = tokens
     columns = min(len(panels), 5)

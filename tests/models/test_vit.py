@@ -49,7 +49,7 @@ def test_all_axes_combine_or_say_why_not(attention, reduction, mlp):
     unread = (
         reduction is not None and reduction_traits(reduction).prefix and not traits.mixes_prefix
     )
-    if not needs <= traits.gives or bound or unread:
+    if not needs <= traits.offered or bound or unread:
         with pytest.raises(ValueError, match=f"{attention}.*({reduction}|give)|{reduction}"):
             build(**arguments)
         return
