@@ -244,7 +244,7 @@ def test_intermediates_are_dense_maps(name):
     features = build(name, features_only=True, out_indices=(0, 1))
     strides = features.feature_info.reduction()
     maps = features(images())
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+    if getattr(features, "output_fmt", "NCHW") == "NHWC":
         maps = [m.permute(0, 3, 1, 2) for m in maps]
     assert [m.shape for m in maps] == [
         (2, channels, reduced(64, stride), reduced(64, stride))
