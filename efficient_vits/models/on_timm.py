@@ -6,6 +6,7 @@ configuration, under timm's tags and with timm's own record of how they were tra
 released with windows of 8 and 16 tokens only, and nobody released a Mixer-S/16: these two have
 none.
 
+CaiT is timm's class with the parts of the protocol that it lacks, another input size above all.
 XCiT is the one exception to "timm's class". Its authors compute a query for every token in the
 class attention and use the first; timm skips the others, 1.2 % of the network's FLOPs. The
 published figures are those of the authors' computation, which `PublishedXcit` repeats. Outputs,
@@ -22,6 +23,7 @@ from timm.models import cait, mlp_mixer, swin_transformer, swin_transformer_v2, 
 from torch import Tensor, nn
 
 from efficient_vits.models import efficient_vits
+from efficient_vits.models._cait import SizedCait
 
 
 class PublishedClassAttention(nn.Module):
@@ -172,7 +174,7 @@ _add(
 _add(
     "cait_s24",
     "CaiT-S24/16.",
-    cait.Cait,
+    SizedCait,
     {"patch_size": 16, "embed_dim": 384, "depth": 24, "num_heads": 8, "init_values": 1e-5},
     {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"},
     ISOTROPIC,

@@ -91,18 +91,32 @@ def merge(
     return x, new_size, source
 
 
-def merges_per_block(r: int | Sequence[int], depth: int) -> list[int]:
+def merges_per_block(r: int | Sequence[int], depth: int, inflect: float = 0.0) -> list[int]:
     """`r` for each block: an int for all, or a sequence that is 0 where it ends.
 
+    Args:
+        r: Tokens to merge away in a block.
+        depth: Blocks.
+        inflect: Slope of the schedule of a single `r`: 0 for the same in every block, -1 for
+            falling from 2 r to 0, 1 for growing from 0 to 2 r; the sum stays about the same.
+
     Raises:
-        ValueError: Negative, or more entries than blocks.
+        ValueError: Negative, more entries than blocks, or a slope that is none.
     """
     schedule = [r] * depth if isinstance(r, int) else [*r, *[0] * (depth - len(r))]
     if len(schedule) > depth or any(not isinstance(n, int) or n < 0 for n in schedule):
         raise ValueError(
             f"tome takes r >= 0 or a sequence of at most {depth} such numbers, got {r!r}"
         )
-    return schedule
+    if not inflect:
+        return schedule
+    if not isinstance(r, int) or not -1 <= inflect <= 1:
+        raise ValueError(
+            f"tome takes -1 <= inflect <= 1 beside a single r, got {inflect=} and {r=!r}"
+        )
+    first = int(r * (1 - inflect))
+    step = 2 * (r - first) / max(depth - 1, 1)
+    return [int(first + step * i) for i in range(depth)]
 
 
 @register_reduction("tome", models={"tome_{size}_r8": {"r": 8}, "tome_{size}_r13": {"r": 13}})
@@ -116,6 +130,7 @@ class ToMe(nn.Module):
         num_prefix_tokens: Tokens that are never merged.
         r: Tokens to merge away in every block, or one number per block; at most half of the patch
             tokens go at a time.
+        inflect: Slope of the schedule of a single `r`, -1 (from 2 r to 0) to 1 (from 0 to 2 r).
 
     Shape: (B, N, C) -> (B, N - r, C).
     """
@@ -132,10 +147,11 @@ class ToMe(nn.Module):
         *,
         num_prefix_tokens: int = 1,
         r: int | Sequence[int] = 8,
+        inflect: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_prefix_tokens = num_prefix_tokens
-        self.r = merges_per_block(r, depth)[block]
+        self.r = merges_per_block(r, depth, inflect)[block]
         self.active = self.r > 0
 
     @torch.jit.ignore

@@ -97,3 +97,22 @@ def test_r_is_a_number_or_one_per_block(r, expected):
 def test_an_impossible_r_is_refused(r):
     with pytest.raises(ValueError, match="tome takes r >= 0"):
         merges_per_block(r, 3)
+
+
+@pytest.mark.parametrize(
+    ("r", "inflect", "expected"),
+    [
+        (8, 0.0, [8] * 12),
+        (8, -1.0, [16, 14, 13, 11, 10, 8, 7, 5, 4, 2, 1, 0]),
+        (8, 1.0, [0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16]),
+        (6, -0.5, [9, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3]),
+    ],
+)
+def test_a_slope_moves_merging_to_early_or_late_blocks(r, inflect, expected):
+    assert merges_per_block(r, 12, inflect) == expected
+
+
+@pytest.mark.parametrize(("r", "inflect"), [(8, 1.5), (8, -2.0), ([8, 8, 8], 0.5)])
+def test_a_slope_that_is_none_is_refused(r, inflect):
+    with pytest.raises(ValueError, match="inflect"):
+        merges_per_block(r, 3, inflect)
