@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_function, use_fused_attn
 from torch import Tensor, nn
 
+from efficient_vits.attention._grid import to_tokens
 from efficient_vits.attention._interface import (
     AttentionTraits,
     check_heads,
@@ -156,7 +157,7 @@ class WaveletsBlock(nn.Module):
         local = inverse_haar(z, self.bands)[:, :, :H, :W]  # (B, C / 4, H, W)
 
         q = self.q(x).reshape(B, H * W, self.num_heads, self.head_dim).transpose(1, 2)
-        kv = self.kv(self.kv_norm(self.kv_embed(z).flatten(2).transpose(1, 2)))
+        kv = self.kv(self.kv_norm(to_tokens(self.kv_embed(z))))
         # (2, B, heads, M, d)
         kv = kv.reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         k, v = kv.unbind(0)

@@ -106,7 +106,14 @@ def cards() -> dict[str, ModelCard]:
     return {row["name"]: _read(row) for row in csv.DictReader(table.splitlines())}
 
 
-def derive(name: str, *, axis: str, relatives: Sequence[str], paper: Paper | None = None) -> None:
+def derive(
+    name: str,
+    *,
+    axis: str,
+    relatives: Sequence[str],
+    paper: Paper | None = None,
+    img_size: int | None = None,
+) -> None:
     """Make sure that `name` has a card: its own, or one after the first relative that has.
 
     What is particular to the relative (its figures, its row in the benchmark, notes) stays there.
@@ -116,17 +123,18 @@ def derive(name: str, *, axis: str, relatives: Sequence[str], paper: Paper | Non
         axis: The registry it comes from.
         relatives: Names of variants of the same mechanism, nearest first.
         paper: Source of a mechanism that the packaged table does not know.
+        img_size: Pixels of height and width; None for those of the relative, or 224 without one.
     """
     table = cards()
     if name in table:
         return
     known = next((table[other] for other in relatives if other in table), None)
     if known is None:
-        table[name] = ModelCard(name=name, axis=AXES[axis], paper=paper)
-        return
+        known = ModelCard(name=name, axis=AXES[axis], paper=paper)
     table[name] = dataclasses.replace(
         known,
         name=name,
+        img_size=img_size or known.img_size,
         paper_model="",
         params=None,
         flops=None,

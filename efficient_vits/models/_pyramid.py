@@ -1,15 +1,17 @@
-"""What pyramids have in common: stages of pre-norm blocks, and timm's protocol around them.
+"""What pyramids have in common: stages on ever coarser grids, and timm's protocol around them.
 
 A stage makes the grid smaller and then mixes tokens; a pyramid is a sequence of stages, a norm and
-a classifier. A family says what makes the grid smaller, which mixer its blocks have, and what
-becomes of the last map.
+a classifier. Between stages there are maps (B, C, H, W), within them tokens (B, P + H * W, C) in
+row-major order, behind P tokens without a place where a family has such. Nothing depends on the
+size of the image. A family says what makes the grid smaller and which blocks a stage has, and
+overrides the small methods whose meaning differs.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Optional, Tuple  # noqa: UP035 (TorchScript reads Tuple)
+from typing import Any, Tuple  # noqa: UP035 (TorchScript reads Tuple)
 
 import torch
-from timm.layers import DropPath, LayerNorm, Mlp, get_device_dtype, trunc_normal_
+from timm.layers import DropPath, LayerNorm, LayerNorm2d, Mlp, get_device_dtype, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -17,6 +19,37 @@ from efficient_vits.attention._grid import to_image, to_tokens
 from efficient_vits.models.reduced import taken_blocks
 
 EPS = 1e-5  # of the layer norms
+
+
+class Downsample(nn.Module):
+    """Overlapping patches: a strided convolution and a norm, (B, C, H, W) -> (B, C', H', W').
+
+    Args:
+        in_chans: C.
+        dim: C'.
+        kernel_size: Rows and columns of a patch.
+        stride: From patch to patch.
+        padding: Rows and columns of zeros around the map.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        kernel_size: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding, **factory)
+        self.norm = LayerNorm2d(dim, eps=EPS, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
 
 
 class GridBlock(nn.Module):
@@ -60,85 +93,75 @@ class GridBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One level of a pyramid.
+    """One level of a pyramid: a change of grid, then blocks.
+
+    A family that adds tokens without a place does so in `begin` and sets `num_prefix_tokens`; what
+    comes after the blocks is in `end`.
 
     Args:
         dim: Channels C.
         downsample: Makes the map of this level from the one before.
-        blocks: Blocks of this level.
-        class_token: A class token takes part in this level, and in this one only.
+        blocks: Called with tokens (B, P + H * W, C) and their (H, W), give tokens of that shape.
 
-    Shape: a map (B, C', H', W') -> a map (B, C, H, W), and the class token (B, 1, C) or None.
+    Shape: a map (B, C', H', W') -> a map (B, C, H, W), and prefix tokens (B, P, C).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        downsample: nn.Module,
-        blocks: Sequence[nn.Module],
-        *,
-        class_token: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.dim = dim
-        self.num_prefix_tokens = int(class_token)
+        self.num_prefix_tokens = 0
         self.grad_checkpointing = False
         self.downsample = downsample
-        self.cls_token = (
-            nn.Parameter(torch.empty(1, 1, dim, device=device, dtype=dtype))
-            if class_token
-            else None
-        )
         self.blocks = nn.ModuleList(blocks)
 
-    def reset_parameters(self) -> None:
-        """Draw the class token anew."""
-        if self.cls_token is not None:
-            trunc_normal_(self.cls_token, std=0.02)
+    def begin(self, tokens: Tensor) -> Tensor:
+        """What the first block gets, from the tokens of the smaller grid."""
+        return tokens
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor]]:  # noqa: UP006
+    def end(self, tokens: Tensor) -> Tensor:
+        """What becomes of the last block's tokens."""
+        return tokens
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         x = self.downsample(x)
-        B, _, H, W = x.shape
-        tokens = to_tokens(x)
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(B, -1, -1), tokens], dim=1)
+        H, W = x.shape[2], x.shape[3]
+        tokens = self.begin(to_tokens(x))
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpoint(block, tokens, (H, W))
             else:
                 tokens = block(tokens, (H, W))
-        prefix: Optional[Tensor] = None
-        if self.cls_token is not None:
-            prefix = tokens[:, : self.num_prefix_tokens]
-            tokens = tokens[:, self.num_prefix_tokens :]
-        return to_image(tokens, H, W), prefix
+        tokens = self.end(tokens)
+        P = self.num_prefix_tokens
+        return to_image(tokens[:, P:], H, W), tokens[:, :P]
 
 
 class Pyramid(nn.Module):
-    """A sequence of stages with timm's protocol.
+    """Stages, a norm, pooling, and a classifier, with timm's protocol.
 
-    A family adds `finish`, `pool` and `pools`, and calls `init_weights` once it is complete.
+    A family overrides what differs in it of `poolings`, `init_module`, `finish`, `pool_features`
+    and `classify`, and calls `init_weights` once it is complete.
 
     Args:
-        stages: From the finest level to the coarsest; only the last may have a class token.
-        reductions: Pixels per row of each level's map.
+        stages: The first at a quarter of the image's resolution, each at half of the one before;
+            only the last may have prefix tokens.
+        norm: After the last stage, on tokens or maps whose channels are last.
         in_chans: Channels of the image.
         num_classes: Outputs of the classifier; 0 for none.
-        global_pool: How features become one vector: one of `pools`.
+        global_pool: How features become one vector, one of `poolings`. With ``""`` nothing is
+            pooled, and the classifier is applied to every token.
         drop_rate: Dropout in front of the classifier.
+
+    Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
 
     Raises:
         ValueError: A pooling that the family does not have.
     """
 
-    pools: ClassVar[tuple[str, ...]] = ("avg", "")
-
     def __init__(
         self,
         stages: Sequence[Stage],
-        reductions: Sequence[int],
+        norm: nn.Module,
         *,
         in_chans: int,
         num_classes: int,
@@ -148,111 +171,60 @@ class Pyramid(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_prefix_tokens = stages[-1].num_prefix_tokens
         self.num_features = self.head_hidden_size = stages[-1].dim
         self.feature_info = [
-            {"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{i}"}
-            for i, (stage, reduction) in enumerate(zip(stages, reductions, strict=True))
+            {"num_chs": stage.dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            for i, stage in enumerate(stages)
         ]
         self.stages = nn.ModuleList(stages)
-        self.norm = LayerNorm(self.num_features, eps=EPS, **factory)
+        self.norm = norm
         self.global_pool = self._checked(global_pool)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = (
-            nn.Linear(self.num_features, num_classes, **factory)
-            if num_classes > 0
-            else nn.Identity()
-        )
+        self.head = self._linear(num_classes, device, dtype)
 
     @torch.jit.ignore
-    def _checked(self, global_pool: str) -> str:
-        possible = [p for p in self.pools if p != "token" or self.num_prefix_tokens]
-        if global_pool not in possible:
-            raise ValueError(f"global_pool must be one of {possible}, got {global_pool!r}")
-        return global_pool
+    def poolings(self) -> tuple[str, ...]:
+        """What `global_pool` can be."""
+        return ("avg", "")
 
     @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Draw all weights anew and reset running statistics."""
-        module: Any
-        for module in self.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    def init_module(self, module: nn.Module) -> None:
+        """Draw the weights of one layer, where they are not to be PyTorch's."""
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of the class tokens."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".cls_token")}
+    def finish(self, x: Tensor, prefix: Tensor) -> Tensor:
+        """Features from the last map (B, C, H, W) and prefix tokens (B, P, C): the normed map."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters from the input to the output: the stem, then blocks or stages."""
-        blocks = [
-            (r"^stages\.(\d+)\.(?:downsample|cls_token)", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-        ]
-        return {
-            "stem": r"^stages\.0\.downsample",
-            "blocks": r"^stages\.(\d+)" if coarse else blocks,
-        }
+    def pool_features(self, x: Tensor) -> Tensor:
+        """One vector (B, C) per image from the features, or with ``""`` the features."""
+        return x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations within blocks again in the backward pass, or keep them."""
-        stage: Any
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of vectors (B, C), or of every place of unpooled features (B, C, H, W)."""
+        if self.global_pool == "":
+            return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What `finish` makes of the last stage's map."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            x, prefix = stage(x)
+        return self.finish(x, prefix)
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier; an identity where there is none."""
-        return self.head
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits from features, or the vectors in front of the classifier."""
+        x = self.head_drop(self.pool_features(x))
+        return x if pre_logits else self.classify(x)
 
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier, of 0 classes for none; pooling stays as it is unless given."""
-        if global_pool is not None:
-            self.global_pool = self._checked(global_pool)
-        self.num_classes = num_classes
-        factory = get_device_dtype(self)
-        self.head = (
-            nn.Linear(self.num_features, num_classes, **factory)
-            if num_classes > 0
-            else nn.Identity()
-        )
-        self.head.train(self.training)
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> list[int]:
-        """Remove the stages after the last of `indices`, which need neither norm nor head.
-
-        Returns:
-            The indices that were meant, counted from the first stage.
-        """
-        taken = taken_blocks(len(self.stages), indices)
-        cut = max(taken) < len(self.stages) - 1
-        self.stages = self.stages[: max(taken) + 1]
-        end: Any = self.stages[-1]
-        if cut:
-            self.num_prefix_tokens = end.num_prefix_tokens
-            self.num_features = self.head_hidden_size = end.dim
-        if cut or prune_norm:
-            self.norm = nn.Identity()
-        if cut or prune_head:
-            self.reset_classifier(0, "")
-        return taken
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -278,13 +250,17 @@ class Pyramid(nn.Module):
 
         Returns:
             Features and list of maps, the list, or a dict of ``image_features`` and
-            ``image_intermediates``. The maps have no class token.
+            ``image_intermediates``. The maps have no prefix tokens. Features are the last map that
+            was computed where the last stage was left out.
+
+        Raises:
+            ValueError: Another `output_fmt`, or stages that the model does not have.
         """
         if output_fmt not in ("NCHW", "NHWC", "NLC"):
             raise ValueError(f"output_fmt must be NCHW, NHWC or NLC, got {output_fmt!r}")
         taken = taken_blocks(len(self.stages), indices)
         last = len(self.stages) - 1
-        maps, prefix = [], None
+        maps = []
         for i, stage in enumerate(self.stages):
             if stop_early and i > max(taken):
                 break
@@ -303,23 +279,102 @@ class Pyramid(nn.Module):
             return results
         return maps if intermediates_only else (results["image_features"], maps)
 
-    def finish(self, x: Tensor, prefix: Optional[Tensor]) -> Tensor:
-        """Features from the last map (B, C, H, W) and class token (B, 1, C)."""
-        raise NotImplementedError
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the stages after the last of `indices`, which need neither norm nor head.
 
-    def pool(self, x: Tensor) -> Tensor:
-        """One vector (B, C) per image from the features, or the features themselves."""
-        raise NotImplementedError
+        Returns:
+            The indices that were meant, counted from the first stage.
+        """
+        taken = taken_blocks(len(self.stages), indices)
+        cut = max(taken) < len(self.stages) - 1
+        self.stages = self.stages[: max(taken) + 1]
+        end: Any = self.stages[-1]
+        self.num_prefix_tokens = end.num_prefix_tokens
+        self.num_features = self.head_hidden_size = end.dim
+        if cut or prune_norm:
+            self.norm = nn.Identity().train(self.training)
+        if cut or prune_head:
+            self.reset_classifier(0, "")
+        return taken
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        prefix: Optional[Tensor] = None
+    @torch.jit.ignore
+    def get_classifier(self) -> Any:
+        """The classifier; an identity where there is none."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier.
+
+        Args:
+            num_classes: Its outputs; 0 for none.
+            global_pool: One of `poolings`; None keeps the pooling.
+
+        Raises:
+            ValueError: A pooling that the model does not have.
+        """
+        if global_pool is not None:
+            self.global_pool = self._checked(global_pool)
+        self.num_classes = num_classes
+        self.head = self._linear(num_classes, **get_device_dtype(self))
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations within blocks again in the backward pass, or keep them."""
+        stage: Any
         for stage in self.stages:
-            x, prefix = stage(x)
-        return self.finish(x, prefix)
+            stage.grad_checkpointing = enable
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.head_drop(self.pool(x))
-        return x if pre_logits else self.head(x)
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of parameters from the input to the output: the stem, then blocks or stages.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        What comes before the blocks of a stage goes with its first, a norm with the last.
+        """
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
+            (r"^stages\.(\d+)\.", (0,)),
+        ]
+        return {
+            "stem": r"^stages\.0\.downsample",
+            "blocks": r"^stages\.(\d+)" if coarse else blocks,
+        }
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of more than one dimension that are not decayed: none."""
+        return set()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draw all weights anew, also those without values after ``to_empty``; reset statistics."""
+        module: Any
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            self.init_module(module)
+
+    @torch.jit.ignore
+    def _linear(self, num_classes: int, device: Any, dtype: Any) -> nn.Module:
+        """A classifier of the features, drawn as the family's linear layers are."""
+        if not num_classes:
+            return nn.Identity().train(self.training)
+        head = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
+        self.init_module(head)
+        return head.train(self.training)
+
+    @torch.jit.ignore
+    def _checked(self, global_pool: str) -> str:
+        if global_pool not in self.poolings():
+            raise ValueError(
+                f"global_pool of {type(self).__name__} must be one of {self.poolings()}, got "
+                f"{global_pool!r}"
+            )
+        return global_pool

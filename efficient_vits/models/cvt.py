@@ -15,10 +15,10 @@ last level.
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Optional
+from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d, calculate_drop_path_rates, get_act_layer
+from timm.layers import LayerNorm, calculate_drop_path_rates, get_act_layer, trunc_normal_
 from torch import Tensor, nn
 
 from efficient_vits import catalog
@@ -26,11 +26,10 @@ from efficient_vits._state import substitute
 from efficient_vits.attention._grid import to_tokens
 from efficient_vits.attention.conv_projection import ConvProjectionAttention
 from efficient_vits.models import efficient_vits
-from efficient_vits.models._pyramid import EPS, GridBlock, Pyramid, Stage
+from efficient_vits.models._pyramid import EPS, Downsample, GridBlock, Pyramid, Stage
 
 # Kernel, stride, padding of the convolution that begins each level.
 EMBEDDINGS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-REDUCTIONS = (4, 8, 16)
 
 # Names of the benchmark's code, which are the authors', to ours.
 REFERENCE = {
@@ -61,26 +60,31 @@ TRANSFORMERS = {
 }
 
 
-class ConvEmbed(nn.Module):
-    """Convolutional token embedding: (B, in_chans, H', W') -> (B, dim, H, W)."""
+class ClassTokenStage(Stage):
+    """A level in which a class token takes part; the arguments are those of `Stage`.
+
+    Shape: a map (B, C', H', W') -> a map (B, C, H, W), and the class token (B, 1, C).
+    """
 
     def __init__(
         self,
-        in_chans: int,
         dim: int,
-        kernel_size: int,
-        stride: int,
-        padding: int,
+        downsample: nn.Module,
+        blocks: Sequence[nn.Module],
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding, **factory)
-        self.norm = LayerNorm2d(dim, eps=EPS, **factory)
+        super().__init__(dim, downsample, blocks)
+        self.num_prefix_tokens = 1
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
+    def reset_parameters(self) -> None:
+        """Draw the class token anew."""
+        trunc_normal_(self.cls_token, std=0.02)
+
+    def begin(self, tokens: Tensor) -> Tensor:
+        """The class token in front of the others."""
+        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 class CvT(Pyramid):
@@ -105,8 +109,6 @@ class CvT(Pyramid):
     tokens (B, 1 + N, C), the class token first.
     """
 
-    pools: ClassVar[tuple[str, ...]] = ("token", "avg", "")
-
     def __init__(
         self,
         in_chans: int = 3,
@@ -127,7 +129,7 @@ class CvT(Pyramid):
         dtype: Any = None,
     ) -> None:
         factory = {"device": device, "dtype": dtype}
-        stages = []
+        stages: list[Stage] = []
         for i, (depth, dim, heads, embedding) in enumerate(
             zip(depths, embed_dims, num_heads, EMBEDDINGS, strict=True)
         ):
@@ -153,11 +155,14 @@ class CvT(Pyramid):
                 )
                 for drop_path in calculate_drop_path_rates(drop_path_rate if last else 0.0, depth)
             ]
-            embed = ConvEmbed(before, dim, *embedding, **factory)
-            stages.append(Stage(dim, embed, blocks, class_token=last, **factory))
+            embed = Downsample(before, dim, *embedding, **factory)
+            if last:
+                stages.append(ClassTokenStage(dim, embed, blocks, **factory))
+            else:
+                stages.append(Stage(dim, embed, blocks))
         super().__init__(
             stages,
-            REDUCTIONS,
+            LayerNorm(embed_dims[-1], eps=EPS, **factory),
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
@@ -166,20 +171,31 @@ class CvT(Pyramid):
         )
         self.init_weights()
 
-    def finish(self, x: Tensor, prefix: Optional[Tensor]) -> Tensor:
-        """Normed tokens (B, P + H * W, C) of the last map and its class token."""
-        tokens = to_tokens(x)
-        if prefix is not None:
-            tokens = torch.cat([prefix, tokens], dim=1)
-        return self.norm(tokens)
+    @torch.jit.ignore
+    def poolings(self) -> tuple[str, ...]:
+        """What `global_pool` can be; without the last level there is no class token."""
+        return ("token", "avg", "") if self.num_prefix_tokens else ("avg", "")
 
-    def pool(self, x: Tensor) -> Tensor:
-        """The class token, or the mean of the patches."""
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Name of the class token."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".cls_token")}
+
+    def finish(self, x: Tensor, prefix: Tensor) -> Tensor:
+        """Normed tokens (B, P + H * W, C), the class token and those of the last map."""
+        return self.norm(torch.cat([prefix, to_tokens(x)], dim=1))
+
+    def pool_features(self, x: Tensor) -> Tensor:
+        """The class token, the mean of the patches, or all tokens."""
         if self.global_pool == "token":
             return x[:, 0]
         if self.global_pool == "avg":
             return x[:, self.num_prefix_tokens :].mean(dim=1)
         return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of vectors (B, C), or of all tokens (B, P + H * W, C)."""
+        return self.head(x)
 
     @staticmethod
     def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -216,4 +232,9 @@ for _name, (_arguments, _cfg) in _SIZES.items():
         feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
         merge=functools.partial(operator.or_, _arguments),
     )
-    catalog.derive(_name, axis="attention", relatives=["cvt_13"])
+    catalog.derive(
+        _name,
+        axis="attention",
+        relatives=["cvt_13"],
+        img_size=_cfg.get("input_size", (3, 224, 224))[-1],
+    )

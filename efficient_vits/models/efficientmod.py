@@ -15,7 +15,7 @@ stage unless `attn_dims` says otherwise, as in the benchmark's run of S with 32-
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Tuple  # noqa: UP035 (TorchScript reads Tuple)
 
 import torch
 from timm.layers import (
@@ -24,7 +24,6 @@ from timm.layers import (
     LayerScale,
     Mlp,
     calculate_drop_path_rates,
-    trunc_normal_,
 )
 from torch import Tensor, nn
 
@@ -33,11 +32,11 @@ from efficient_vits._state import put
 from efficient_vits.attention import check_heads
 from efficient_vits.attention.efficient_modulation import GridModulation
 from efficient_vits.models import efficient_vits
-from efficient_vits.models._maps import Downsample, Pyramid, Stage
+from efficient_vits.models._pyramid import Downsample, Pyramid, Stage
 
 
 class ModulationBlock(nn.Module):
-    """Efficient modulation with norm, LayerScale and shortcut: (B, H, W, dim) -> the same.
+    """Efficient modulation with norm, LayerScale and shortcut.
 
     Args:
         dim: Channels.
@@ -45,6 +44,8 @@ class ModulationBlock(nn.Module):
         kernel_size: Rows and columns of the convolution; odd.
         init_values: Initial LayerScale; 0 leaves it out.
         drop_path: Probability of leaving out the modulation in training.
+
+    Shape: tokens (B, H * W, dim) and their (H, W) -> the same tokens.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class ModulationBlock(nn.Module):
             self.ls = LayerScale(dim, init_values, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.ls(self.mixer(self.norm(x))))
+    def forward(self, x: Tensor, grid_size: Tuple[int, int]) -> Tensor:  # noqa: UP006
+        y = self.mixer(self.norm(x).unflatten(1, grid_size)).flatten(1, 2)
+        return x + self.drop_path(self.ls(y))
 
     @torch.jit.ignore
     def fuse(self) -> None:
@@ -78,7 +80,7 @@ class ModulationBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Transformer block on a grid: (B, H, W, dim) -> the same.
+    """Transformer block, which has no use for the grid.
 
     Args:
         dim: Channels.
@@ -86,6 +88,8 @@ class AttentionBlock(nn.Module):
         attn_dim: Channels of the attention, divisible by `num_heads`.
         mlp_ratio: Hidden channels of the MLP, in multiples of `dim`.
         drop_path: Probability of leaving out a residual branch in training.
+
+    Shape: tokens (B, N, dim) and their grid -> the same tokens.
     """
 
     def __init__(
@@ -105,10 +109,8 @@ class AttentionBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
-        y = self.attn(self.norm1(x).reshape(B, H * W, C)).reshape(B, H, W, C)
-        x = x + self.drop_path(y)
+    def forward(self, x: Tensor, grid_size: Tuple[int, int]) -> Tensor:  # noqa: UP006
+        x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -159,7 +161,7 @@ class EfficientMod(Pyramid):
         stages = []
         for i, dim in enumerate(embed_dim):
             if i == 0:
-                change = Downsample(in_chans, dim, kernel_size=7, stride=4, **factory)
+                change = Downsample(in_chans, dim, kernel_size=7, stride=4, padding=3, **factory)
             else:
                 change = Downsample(embed_dim[i - 1], dim, **factory)
             blocks: list[nn.Module] = [
@@ -177,10 +179,9 @@ class EfficientMod(Pyramid):
                 )
                 for _ in range(attn_depths[i])
             ]
-            stages.append(Stage(change, blocks))
+            stages.append(Stage(dim, change, blocks))
         super().__init__(
             stages,
-            embed_dim,
             nn.LayerNorm(embed_dim[-1], **factory),
             in_chans=in_chans,
             num_classes=num_classes,
@@ -189,13 +190,6 @@ class EfficientMod(Pyramid):
             **factory,
         )
         self.init_weights()
-
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     @staticmethod
     def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

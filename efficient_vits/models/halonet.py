@@ -330,7 +330,7 @@ def _register(names: dict[str, str]) -> None:
             feature_cfg={"flatten_sequential": True},
             merge=functools.partial(_merge, own),
         )
-        catalog.derive(name, axis="attention", relatives=list(names))
+        catalog.derive(name, axis="attention", relatives=list(names), img_size=SIZES[size][-1])
 
 
 _register({f"halonet_{size}": size for size in SIZES})

@@ -17,20 +17,19 @@ map with an odd number of rows or columns is not cut short.
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from timm.layers import ConvNormAct, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ConvNormAct, LayerNorm, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
 from efficient_vits import catalog
 from efficient_vits._state import substitute
 from efficient_vits.attention.emsa import EmsaAttention
 from efficient_vits.models import efficient_vits
-from efficient_vits.models._pyramid import GridBlock, Pyramid, Stage
+from efficient_vits.models._pyramid import EPS, GridBlock, Pyramid, Stage
 
 SR_RATIOS = (8, 4, 2, 1)  # rows and columns of patches per key
-REDUCTIONS = (4, 8, 16, 32)
 
 # Names of the benchmark's code, which are the authors', to ours. They count levels from 1.
 REFERENCE = {
@@ -155,10 +154,10 @@ class ResT(Pyramid):
             downsample: nn.Module = Stem(in_chans, dim, **factory)
             if i:
                 downsample = PatchEmbed(embed_dims[i - 1], dim, **factory)
-            stages.append(Stage(dim, downsample, blocks, **factory))
+            stages.append(Stage(dim, downsample, blocks))
         super().__init__(
             stages,
-            REDUCTIONS,
+            LayerNorm(embed_dims[-1], eps=EPS, **factory),
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
@@ -168,20 +167,11 @@ class ResT(Pyramid):
         self.init_weights()
 
     @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Draw all weights anew, convolutions as narrow as linear layers."""
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                trunc_normal_(module.weight, std=0.02)
-
-    def finish(self, x: Tensor, prefix: Optional[Tensor]) -> Tensor:
-        """The last map, every token normed."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The mean of all tokens."""
-        return x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
+    def init_module(self, module: nn.Module) -> None:
+        """Draw the weights of one layer, convolutions as narrow as linear layers."""
+        super().init_module(module)
+        if isinstance(module, nn.Conv2d):
+            trunc_normal_(module.weight, std=0.02)
 
     @staticmethod
     def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final, Tuple  # noqa: UP035 (TorchScript reads Tuple)
 
 import torch
 from timm.layers import (
@@ -26,22 +26,23 @@ from timm.layers import (
     DropPath,
     LayerNorm,
     calculate_drop_path_rates,
-    trunc_normal_,
+    get_device_dtype,
 )
 from timm.models.pvt_v2 import MlpWithDepthwiseConv
 from timm.models.volo import ClassBlock
 from torch import Tensor, nn
 
 from efficient_vits import catalog
+from efficient_vits.attention._grid import to_tokens
 from efficient_vits.attention.wavelet import WaveletsBlock
 from efficient_vits.models import efficient_vits
-from efficient_vits.models._maps import Downsample, Pyramid, Stage
+from efficient_vits.models._pyramid import Downsample, Pyramid, Stage
 
 NORM = functools.partial(LayerNorm, eps=1e-6)
 
 
 class Stem(nn.Module):
-    """Three convolutions at half resolution, and patches of them: (B, H, W, C) -> (B, H', W', C').
+    """Three convolutions at half resolution, and patches of them: (B, C, H, W) -> (B, C', H', W').
 
     Args:
         in_chans: C.
@@ -57,12 +58,11 @@ class Stem(nn.Module):
         self.embed = Downsample(hidden, dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv3(self.conv2(self.conv1(x.permute(0, 3, 1, 2))))
-        return self.embed(x.permute(0, 2, 3, 1))
+        return self.embed(self.conv3(self.conv2(self.conv1(x))))
 
 
 class WaveBlock(nn.Module):
-    """Transformer block on a grid, with a convolution in its MLP: (B, H, W, dim) -> the same.
+    """Transformer block on a grid, with a convolution in its MLP.
 
     Args:
         dim: Channels.
@@ -70,6 +70,8 @@ class WaveBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP, in multiples of `dim`.
         sr_ratio: Of the wavelet attention; 0 for softmax attention.
         drop_path: Probability of leaving out a residual branch in training.
+
+    Shape: tokens (B, H * W, dim) and their (H, W) -> the same tokens.
     """
 
     wavelets: Final[bool]
@@ -95,14 +97,25 @@ class WaveBlock(nn.Module):
         self.mlp = MlpWithDepthwiseConv(dim, int(dim * mlp_ratio), **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
+    def forward(self, x: Tensor, grid_size: Tuple[int, int]) -> Tensor:  # noqa: UP006
         y = self.norm1(x)
-        # Softmax attention takes tokens in a row.
-        y = self.attn(y if self.wavelets else y.reshape(B, H * W, C)).reshape(B, H, W, C)
+        y = self.attn(y.unflatten(1, grid_size)).flatten(1, 2) if self.wavelets else self.attn(y)
         x = x + self.drop_path(y)
-        y = self.mlp(self.norm2(x).reshape(B, H * W, C), [H, W]).reshape(B, H, W, C)
-        return x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x), [grid_size[0], grid_size[1]]))
+
+
+class NormedStage(Stage):
+    """A level with a norm at its end; the arguments are those of `Stage`."""
+
+    def __init__(
+        self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module], **factory: Any
+    ) -> None:
+        super().__init__(dim, downsample, blocks)
+        self.norm = NORM(dim, **factory)
+
+    def end(self, tokens: Tensor) -> Tensor:
+        """The tokens, normed."""
+        return self.norm(tokens)
 
 
 class ClassPool(nn.Module):
@@ -119,7 +132,7 @@ class ClassPool(nn.Module):
         self.norm = NORM(dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2).transpose(1, 2)
+        x = to_tokens(x)
         return self.norm(self.block(torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)))
 
 
@@ -146,8 +159,6 @@ class WaveViT(Pyramid):
     Shape: (B, in_chans, H, W) -> (B, num_classes).
     """
 
-    POOLS: ClassVar[tuple[str, ...]] = ("token", "")
-
     def __init__(
         self,
         in_chans: int = 3,
@@ -167,20 +178,25 @@ class WaveViT(Pyramid):
     ) -> None:
         factory = {"device": device, "dtype": dtype}
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=False)
-        stages, first = [], 0
+        stages: list[Stage] = []
+        first = 0
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
-            change = Downsample(embed_dims[i - 1], dim, **factory) if i else None
+            if i == 0:
+                change: nn.Module = Stem(in_chans, stem_dim, dim, **factory)
+            else:
+                change = Downsample(embed_dims[i - 1], dim, **factory)
             blocks = [
                 WaveBlock(dim, num_heads[i], mlp_ratios[i], sr_ratios[i], rate, **factory)
                 for rate in rates[first : first + depth]
             ]
             first += depth
             # The last norm comes after class attention.
-            norm = NORM(dim, **factory) if i + 1 < len(depths) else None
-            stages.append(Stage(change or Stem(in_chans, stem_dim, dim, **factory), blocks, norm))
+            if i + 1 < len(depths):
+                stages.append(NormedStage(dim, change, blocks, **factory))
+            else:
+                stages.append(Stage(dim, change, blocks))
         super().__init__(
             stages,
-            embed_dims,
             nn.Identity(),
             in_chans=in_chans,
             num_classes=num_classes,
@@ -195,15 +211,33 @@ class WaveViT(Pyramid):
         self._add_aux_head(device, dtype)
         self.init_weights()
 
+    @torch.jit.ignore
+    def poolings(self) -> tuple[str, ...]:
+        """What `global_pool` can be."""
+        return ("token", "")
+
+    @torch.jit.ignore
+    def init_module(self, module: nn.Module) -> None:
+        """Draw the weights of one layer, convolutions for a variance that is kept."""
+        super().init_module(module)
+        if isinstance(module, nn.Conv2d):
+            rows, columns = module.kernel_size
+            fan_out = rows * columns * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooling and classifier, (B, C, H, W) -> (B, num_classes), or (B, C) before it."""
-        x = self.pool(x)
+        """Logits (B, num_classes) from the last map, or the vectors in front of the classifier."""
+        x = self.head_drop(self.pool(x))
         if self.global_pool == "":
-            return self.classify(x, pre_logits)
-        logits = self.classify(x[:, 0], pre_logits)
-        if self.has_aux_head and not pre_logits:
-            patches = self.aux_head(self.head_drop(x[:, 1:]))
-            logits = logits + 0.5 * patches.amax(dim=1)
+            return x if pre_logits else self.classify(x)
+        token = x[:, 0]
+        if pre_logits:
+            return token
+        logits = self.classify(token)
+        if self.has_aux_head:
+            logits = logits + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
         return logits
 
     @torch.jit.ignore
@@ -246,11 +280,11 @@ class WaveViT(Pyramid):
         """
         before = self.global_pool
         super().reset_classifier(num_classes, global_pool)
-        like = next(self.parameters())
-        self._add_aux_head(like.device, like.dtype)
+        factory = get_device_dtype(self)
+        self._add_aux_head(**factory)
         if self.global_pool != before:
-            self.pool = self._pool(like.device, like.dtype)
-            self.pool.apply(self._init_weights)
+            self.pool = self._pool(**factory)
+            self.pool.apply(self.init_module)
 
     def _add_aux_head(self, device: Any, dtype: Any) -> None:
         self.has_aux_head = bool(self.token_label and self.num_classes and self.global_pool)
@@ -269,19 +303,6 @@ class WaveViT(Pyramid):
             dtype=dtype,
         )
         return pool.train(self.training)
-
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            rows, columns = module.kernel_size
-            fan_out = rows * columns * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     @staticmethod
     def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

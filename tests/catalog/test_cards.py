@@ -174,6 +174,16 @@ def test_every_registered_model_has_a_card_with_its_source(name):
     assert TAXONOMY.get(card.taxonomy_class, "") == (card.taxonomy_class and card.axis)
 
 
+def test_a_derived_card_may_have_an_image_size_of_its_own():
+    card, relative = (efficient_vits.model_card(name) for name in ("cvt_w24", "cvt_13"))
+    assert (card.img_size, relative.img_size) == (384, 224)
+    assert card.paper == relative.paper
+    assert efficient_vits.model_card("cvt_21").img_size == 224
+    for name in timm.list_models(module="efficient_vits"):
+        size = timm.get_pretrained_cfg(name).input_size
+        assert efficient_vits.model_card(name).img_size == size[-1], name
+
+
 def test_cards_of_other_sizes_have_no_figures_of_their_relatives():
     published = {row["name"] for row in rows()}
     derived = [card for name, card in catalog.cards().items() if name not in published]

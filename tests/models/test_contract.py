@@ -313,9 +313,10 @@ def test_scripts_and_traces(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_same_in_channels_last_and_close_in_half_precision(name):
-    model, x = build(name), images()
-    y = model(x)
-    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), y)
+    # In float64: ResT's instance norm of nearly equal weights magnifies how sums are rounded.
+    model, x = build(name).double(), images(dtype=torch.float64)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), model(x))
+    model, x = model.float(), x.float()
     with torch.autocast("cpu", torch.bfloat16):
         z = model(x)
     assert z.isfinite().all()
