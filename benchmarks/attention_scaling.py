@@ -28,6 +28,7 @@ DIM, HEADS = 192, 3
 SIDES = (14, 32, 64, 128)
 CLAIMS = {
     "softmax": "N^2",
+    "efficientformer": "N^2",
     "synthesizer_d": "N^2",
     "synthesizer_r": "N^2",
     "synthesizer_fd": "N^2",

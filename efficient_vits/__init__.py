@@ -8,6 +8,7 @@ Importing this package adds its models to timm's registry::
 
 from efficient_vits import attention, mlp, models, reduction
 from efficient_vits._auxiliary import auxiliary_loss
+from efficient_vits._fuse import fuse, fused_modules
 from efficient_vits.catalog import ModelCard, Paper, list_models, model_card
 from efficient_vits.models import replace_attention
 from efficient_vits.weights import load_weights, warm_start
@@ -19,6 +20,8 @@ __all__ = [
     "Paper",
     "attention",
     "auxiliary_loss",
+    "fuse",
+    "fused_modules",
     "list_models",
     "load_weights",
     "mlp",

@@ -11,7 +11,6 @@ Re-parameterized Batch Normalization", ICML 2024 (arXiv 2405.11582), section 3. 
 anew; the authors' code has no licence.
 """
 
-import copy
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +94,11 @@ class ProgressiveRepBN(nn.Module):
     def affine(self) -> tuple[Tensor, Tensor]:
         """The scale and shift (dim,) that the norm is in evaluation, in float64."""
         return self.repbn.affine()
+
+    def fuse(self) -> nn.Module:
+        """What remains where no linear layer takes the norm in: a scale and a shift."""
+        scale, shift = (z.detach().to(self.ln.weight.dtype) for z in self.affine())
+        return ChannelAffine(scale, shift)
 
     @staticmethod
     def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,24 +187,3 @@ def fold_norm(norm: nn.Module, consumer: nn.Module) -> nn.Module:
     scale, shift = (z.detach() for z in norm.affine())
     setattr(consumer, name, fold_affine(scale, shift, getattr(consumer, name)))
     return nn.Identity()
-
-
-def fuse_norms(model: nn.Module) -> nn.Module:
-    """A copy of the model for inference, without progressive norms: equal outputs, fewer layers.
-
-    Modules that know which linear layer follows which norm announce it by a method ``fuse()``, as
-    the blocks do. Where none follows, such as at the end of the model, a scale and a shift per
-    channel remain, so that features stay what they were too.
-    """
-    fused = copy.deepcopy(model).eval()
-    for module in list(fused.modules()):
-        fuse: Any = getattr(module, "fuse", None)
-        if callable(fuse):
-            fuse()
-    for module in list(fused.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ProgressiveRepBN):
-                like = child.ln.weight
-                scale, shift = (z.detach().to(like.dtype) for z in child.affine())
-                setattr(module, name, ChannelAffine(scale, shift))
-    return fused.eval()

@@ -18,6 +18,10 @@ SMALL = {
         ["tome_ti16_r8", "--rounds", "1", "--batch-sizes", "1", "--seconds", "0.01"],
         r"tome_ti16_r8 +101 +0\.95 +1 +[\d.]+ +\d+\.\d\d",
     ),
+    "fuse.py": (
+        ["repvgg_a0", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
+        r"repvgg_a0 +[\d.]+ M -> [\d.]+ M +[\d.]+ -> [\d.]+ +\d+\.\d\d",
+    ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
     "attention_scaling.py": (
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],

@@ -23,7 +23,7 @@ from timm.layers import register_notrace_function, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from efficient_vits._numerics import without_autocast
-from efficient_vits._repbn import ProgressiveRepBN, fuse_norms, set_progress
+from efficient_vits._repbn import ProgressiveRepBN, set_progress
 from efficient_vits.attention._interface import (
     AttentionTraits,
     check_heads,
@@ -33,7 +33,7 @@ from efficient_vits.attention._interface import (
     register_attention,
 )
 
-__all__ = ["ProgressiveRepBN", "SlabAttention", "fuse_norms", "relu_attention", "set_progress"]
+__all__ = ["ProgressiveRepBN", "SlabAttention", "relu_attention", "set_progress"]
 
 
 def _relu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

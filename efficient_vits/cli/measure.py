@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from efficient_vits import fuse
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import (
     ABSENT,
@@ -54,6 +55,10 @@ def measure_command(
         bool, typer.Option("--no-throughput", help="Leave out images per second.")
     ] = False,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Leave out peak memory.")] = False,
+    fused: Annotated[
+        bool,
+        typer.Option("--fuse", help="Fold norms and branches first, as one does for inference."),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Measure parameters, FLOPs, peak memory and throughput of inference."""
@@ -69,6 +74,7 @@ def measure_command(
         "device": device,
         "throughput": not no_throughput,
         "memory": not no_memory,
+        "transform": fuse if fused else None,
     }
     # Or the profiler behind the memory figure reports each start and stop on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -150,7 +156,7 @@ def _figures(result: Measurement | Failure) -> list[str]:
     if isinstance(result, Failure):
         return [result.name]
     figures = [
-        result.name,
+        f"{result.name} (fused)" if result.transform else result.name,
         millions(result.parameters),
         giga(result.flops.total),
         giga(result.flops.macs),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.inputs import check_arguments
 from efficient_vits.efficiency.memory import MemoryUse, measure_memory
-from efficient_vits.efficiency.parameters import count_parameters
+from efficient_vits.efficiency.parameters import count_active_parameters, count_parameters
 from efficient_vits.efficiency.throughput import Throughput, measure_throughput
 
 _DEFAULT_INPUT_SIZE = (3, 224, 224)
@@ -27,6 +28,7 @@ class Measurement:
     Attributes:
         name: the name given to timm, or the class of the module.
         parameters: scalar parameters.
+        active_parameters: those that act on one token; fewer where experts are chosen among.
         flops: operations per image, a multiply-add is one. Where they depend on the image, the most
             that they can be: nothing is skipped.
         distribution: what they are on the images that were given, None without images.
@@ -35,10 +37,13 @@ class Measurement:
         input_size: size of one image, `(channels, height, width)`.
         dtype: dtype of the parameters, such as "float32".
         environment: versions and devices, see `environment()`.
+        transform: name of the function that the model went through before it was measured, such
+            as "fuse"; None for a model as it is.
     """
 
     name: str
     parameters: int
+    active_parameters: int
     flops: FlopCount
     distribution: FlopDistribution | None
     memory: MemoryUse | None
@@ -46,6 +51,7 @@ class Measurement:
     input_size: tuple[int, ...]
     dtype: str
     environment: dict[str, str | int]
+    transform: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as nested dictionaries that `json` can write."""
@@ -54,7 +60,7 @@ class Measurement:
     def __str__(self) -> str:
         rows = [
             ("input", " x ".join(map(str, self.input_size)) + f", {self.dtype}"),
-            ("parameters", f"{self.parameters / 1e6:.2f} M"),
+            ("parameters", _millions(self.parameters, self.active_parameters)),
             ("FLOPs", f"{self.flops.total / 1e9:.3f} G per image (a multiply-add is one)"),
             ("MACs", f"{self.flops.macs / 1e9:.3f} G per image"),
         ]
@@ -85,6 +91,8 @@ class Measurement:
                     f"{speed.spread:.1%} apart",
                 ),
             ]
+        if self.transform:
+            rows.insert(0, ("transform", self.transform))
         width = max(len(label) for label, _ in rows)
         return "\n".join([self.name, *(f"  {label:<{width}}  {text}" for label, text in rows)])
 
@@ -98,6 +106,7 @@ def measure(
     throughput: bool = True,
     memory: bool = True,
     images: Tensor | None = None,
+    transform: Callable[[nn.Module], nn.Module] | None = None,
     on_step: Callable[[str], object] | None = None,
 ) -> Measurement:
     """Measures parameters, FLOPs, inference memory and throughput of a model.
@@ -115,6 +124,8 @@ def measure(
             the current CUDA device if there is one.
         throughput: whether to measure the throughput, which takes seconds.
         memory: whether to measure the memory.
+        transform: makes of the model what is measured, such as `efficient_vits.fuse`. It should
+            return a copy, or the model is changed.
         images: `(images, channels, height, width)`, normalised as the model expects: on these the
             operations are counted one by one, for models that skip work where an image allows it.
             Memory and throughput are measured on random images all the same.
@@ -136,6 +147,8 @@ def measure(
     if input_size is None:
         input_size = _own_input_size(model)
     check_arguments(model, input_size, 1 if batch_size is None else batch_size)
+    if transform is not None:
+        model = transform(model)
 
     def begin(step: str) -> None:
         if on_step is not None:
@@ -159,6 +172,7 @@ def measure(
     return Measurement(
         name=name,
         parameters=count_parameters(model),
+        active_parameters=count_active_parameters(model),
         flops=flops,
         distribution=distribution,
         memory=memory_use,
@@ -166,7 +180,14 @@ def measure(
         input_size=tuple(input_size),
         dtype=_dtype_name(model),
         environment=environment(),
+        transform=None if transform is None else _function_name(transform),
     )
+
+
+def _millions(parameters: int, active: int) -> str:
+    """The number of parameters, and how many of them a token meets where these are fewer."""
+    part = "" if active == parameters else f", {active / 1e6:.2f} M active per token"
+    return f"{parameters / 1e6:.2f} M{part}"
 
 
 def _rows(distribution: FlopDistribution) -> list[tuple[str, str]]:
@@ -202,6 +223,12 @@ def _own_input_size(model: nn.Module) -> tuple[int, ...]:
     patch_embed = getattr(model, "patch_embed", None)
     size = getattr(patch_embed, "img_size", None) or size
     return (getattr(model, "in_chans", channels), *size)
+
+
+def _function_name(function: Callable[..., object]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _dtype_name(model: nn.Module) -> str:

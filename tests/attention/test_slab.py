@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import efficient_vits
 from efficient_vits import load_weights
 from efficient_vits.attention import create_attention
-from efficient_vits.attention.slab import ProgressiveRepBN, fuse_norms, set_progress
+from efficient_vits.attention.slab import ProgressiveRepBN, set_progress
 from efficient_vits.efficiency import count_flops
 
 SMALL = {"img_size": 64, "depth": 2, "init_values": 1.0, "num_classes": 7}
@@ -189,7 +190,7 @@ def test_the_steps_that_the_benchmarks_code_counts_become_progress():
 def test_fused_norms_leave_the_outputs_equal(own):
     model = trained(timm.create_model("slab_ti16", **SMALL, **own)).double()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fused, x = fuse_norms(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused, x = efficient_vits.fuse(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(fused(x), model(x))  # float64: rounding alone
     torch.testing.assert_close(fused.forward_features(x), model.forward_features(x))
     assert not any(isinstance(m, ProgressiveRepBN | nn.BatchNorm1d) for m in fused.modules())
@@ -206,16 +207,16 @@ def test_fused_norms_leave_the_outputs_equal(own):
 def test_what_no_linear_layer_takes_in_stays_a_scale_and_a_shift():
     """Hydra does not say that all of its input goes to one layer; LayerNorms are no affine maps."""
     model = trained(timm.create_model("slab_ti16", attention="hydra", **SMALL)).double()
-    fused, x = fuse_norms(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused, x = efficient_vits.fuse(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(fused(x), model(x))
     assert not isinstance(fused.blocks[0].norm1, nn.Identity | ProgressiveRepBN)
     plain = timm.create_model("vit_ti16", **SMALL).eval()
-    assert isinstance(fuse_norms(plain).blocks[0].norm1, nn.LayerNorm)
+    assert isinstance(efficient_vits.fuse(plain).blocks[0].norm1, nn.LayerNorm)
 
 
 def test_fusing_the_wrong_layer_would_be_noticed():
     model = trained(timm.create_model("slab_ti16", **SMALL)).double()
-    fused, x = fuse_norms(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused, x = efficient_vits.fuse(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         fused.blocks[1].mlp.fc1.bias += 1e-3
     with pytest.raises(AssertionError, match="not close"):

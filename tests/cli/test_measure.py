@@ -65,6 +65,20 @@ def test_the_table(run: Callable[..., tuple[int, str, str]]) -> None:
     assert f"timm {timm.__version__}" in machine
 
 
+def test_fused_models_are_labelled(
+    run: Callable[..., tuple[int, str, str]], run_json: Callable[..., Any]
+) -> None:
+    (plain,) = run_json("measure", "resnet18", *QUICK)
+    (fused,) = run_json("measure", "resnet18", *QUICK, "--fuse")
+    assert (plain["name"], plain["transform"]) == ("resnet18", None)
+    assert (fused["name"], fused["transform"]) == ("resnet18", "fuse")
+    assert fused["parameters"] < plain["parameters"]
+    assert fused["flops"]["total"] < plain["flops"]["total"]
+    row = run("measure", "resnet18", *QUICK, "--fuse")[1].splitlines()[2]
+    assert row.startswith("resnet18 (fused) ")
+    assert "fused" not in run("measure", "resnet18", *QUICK)[1]
+
+
 def test_what_is_not_wanted_has_no_column(run: Callable[..., tuple[int, str, str]]) -> None:
     header = run("measure", "hydra_ti16", *QUICK)[1].splitlines()[0]
     assert header.split() == ["name", "parameters", "GFLOPs", "GMACs"]

@@ -1,8 +1,10 @@
+import functools
 import json
 from dataclasses import replace
 
 import pytest
 import timm
+import torch
 from torch import nn
 
 from efficient_vits.efficiency import count_parameters, measure
@@ -18,6 +20,23 @@ def test_a_name_is_handed_to_timm_and_steps_are_announced() -> None:
     assert result.memory is not None
     assert result.throughput is not None
     assert result.memory.batch_size == result.throughput.batch_size == 2
+
+
+def test_a_transformed_model_is_what_is_measured() -> None:
+    def halved(model: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(2, 1))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    quick = {"input_size": (2,), "memory": False, "throughput": False}
+    for transform in (halved, functools.partial(halved)):
+        result = measure(model, transform=transform, **quick)
+        assert (result.name, result.transform) == ("Sequential", "halved")
+        assert (result.parameters, result.flops.macs) == (3, 2)
+        assert "transform   halved" in str(result)
+        assert result.to_dict()["transform"] == "halved"
+    plain = measure(model, **quick)
+    assert (plain.transform, plain.parameters) == (None, 6)
+    assert "transform" not in str(plain)
 
 
 def test_an_unknown_name_gets_near_ones() -> None:
@@ -67,3 +86,22 @@ def test_as_a_dictionary_and_as_text() -> None:
     assert "not counted" not in text
     doubtful = replace(result, flops=replace(result.flops, uncounted={"aten::svd": 1}))
     assert "not counted  aten::svd" in str(doubtful)
+
+
+def test_parameters_that_a_token_meets_are_told_apart() -> None:
+    class Experts(nn.Module):
+        active_parameters = 12
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x)
+
+    result = measure(Experts(), input_size=(3, 8, 8), throughput=False, memory=False)
+    assert (result.parameters, result.active_parameters) == (24, 12)
+    assert "active per token" in str(result)
+    plain = measure(nn.Conv2d(3, 3, 1), input_size=(3, 8, 8), throughput=False, memory=False)
+    assert plain.parameters == plain.active_parameters
+    assert "active" not in str(plain)
