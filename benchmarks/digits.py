@@ -3,6 +3,7 @@
     python benchmarks/digits.py                       # every mixer, one seed
     python benchmarks/digits.py linear --seeds 3      # some, several seeds
     python benchmarks/digits.py performer --own eps=1e-6 --learning-rate 2e-2      # an ablation
+    python benchmarks/digits.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4 halo_size=2
 
 Digits at 64 px, ViT-Ti/16 cut to 4 blocks (17 tokens), batch 64, 5 epochs, LAMB, no flip or CutMix.
 Everything else is the benchmark's fine-tuning recipe: eps 1e-7, weight decay 0.02, cosine schedule
@@ -50,6 +51,9 @@ def digits(seed: int) -> list[Tensor]:
 
 
 def build(attention: str, own: dict[str, Any]) -> nn.Module:
+    """A ViT with this mixer, or the model of this name."""
+    if timm.is_model(attention):
+        return timm.create_model(attention, num_classes=10, drop_path_rate=0.05, **own)
     arguments: dict[str, Any] = {"attention": attention, **own}
     traits = attention_traits(attention)
     if not (traits.prefix_tokens and traits.mixes_prefix):
@@ -59,11 +63,16 @@ def build(attention: str, own: dict[str, Any]) -> nn.Module:
     )
 
 
-def block_norms(model: Any) -> list[float]:
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The blocks of a ViT, the stages of a pyramid."""
+    return list(getattr(model, "blocks", None) or model.stages)
+
+
+def block_norms(model: nn.Module) -> list[float]:
     """Gradient norm of each block."""
     return [
         float(torch.stack([p.grad.norm() for p in block.parameters() if p.grad is not None]).norm())
-        for block in model.blocks
+        for block in blocks_of(model)
     ]
 
 
@@ -106,9 +115,10 @@ def train(
 
     def watch(module: nn.Module, args: Any, output: Tensor) -> None:
         nonlocal largest
-        largest = max(largest, float(output.detach().norm(dim=-1).max()))
+        channels = 1 if output.ndim == 4 else -1
+        largest = max(largest, float(output.detach().norm(dim=channels).max()))
 
-    for block in model.blocks:
+    for block in blocks_of(model):
         block.register_forward_hook(watch)
     began, update, gradients = time.perf_counter(), 0, [[0.0]]
     for _ in range(epochs):
@@ -155,7 +165,7 @@ def shown(normaliser: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attentions", nargs="*", metavar="NAME", help="mixers; all by default")
+    parser.add_argument("attentions", nargs="*", metavar="NAME", help="mixers (all) or models")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
@@ -166,8 +176,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
     names = arguments.attentions or list_attentions()
-    if unknown := sorted(set(names) - set(list_attentions())):
-        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(list_attentions())}")
+    unknown = [n for n in names if n not in list_attentions() and not timm.is_model(n)]
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; mixers are {', '.join(list_attentions())}")
     own = dict(map(own_argument, arguments.own))
     if not arguments.json:
         print(
