@@ -31,13 +31,6 @@ def available_models() -> list[ModelCard]:
     return _ordered(card for card in catalog.cards().values() if catalog.is_available(card.name))
 
 
-def planned_models() -> list[ModelCard]:
-    """Cards of the benchmark's models that this version does not create yet."""
-    return _ordered(
-        card for card in catalog.cards().values() if not catalog.is_available(card.name)
-    )
-
-
 def table(cards: list[ModelCard]) -> str:
     """A Markdown table with one row per card."""
     return HEADER + "\n".join(_row(card) for card in cards)
@@ -98,7 +91,7 @@ def _notes(card: ModelCard) -> list[str]:
     return notes
 
 
-TABLES = {"available": available_models, "planned": planned_models}
+TABLES = {"available": available_models}
 
 
 class CatalogTable(SphinxDirective):
