@@ -49,6 +49,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     rooms = {name.split("/")[0] for name in names}
     assert {room for room in rooms if not room.endswith(".dist-info")} == {"efficient_vits"}
     assert {"efficient_vits/py.typed", "efficient_vits/catalog/models.csv"} <= set(names)
+    data = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("efficient_vits/results/data/*.csv")}
+    assert len(data) == 8
+    assert data <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     packaged = {name for name in names if name.endswith(".py")}
     source = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("efficient_vits/**/*.py")}

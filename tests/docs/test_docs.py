@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import efficient_vits
-from efficient_vits import catalog
+from efficient_vits import catalog, results
 from efficient_vits.efficiency.rules import MATRIX_PRODUCTS, RULES, RULES_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +103,7 @@ def test_public_names_are_documented(site: Path) -> None:
         efficient_vits.models,
         efficient_vits.weights,
         efficient_vits.efficiency,
+        results,
     ]
     # One object that is public in two places is documented in one.
     names: dict[int, list[str]] = {}
@@ -146,7 +147,7 @@ def test_models_page_has_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_snippets_run(tmp_path: Path) -> None:
     # A page is one session: later snippets use the names of earlier ones. The pages share a process
     # because its start takes longer than most snippets.
-    for page in ("index.md", "architecture.md", "efficiency.md"):
+    for page in ("index.md", "architecture.md", "efficiency.md", "results.md"):
         snippets = fenced(page, "python")
         assert snippets, page
         (tmp_path / f"{page}.py").write_text("\n".join(snippets.values()), encoding="utf-8")

@@ -1,0 +1,123 @@
+import dataclasses
+import json
+
+import pytest
+
+from efficient_vits.cli import main
+from efficient_vits.efficiency import measure
+from efficient_vits.results import load_rows, load_runs, published_accuracy, read_measurements
+
+
+@pytest.fixture(scope="module")
+def measurement():
+    from torch import nn
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 4, 4)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    found = measure(Tiny(), input_size=(3, 32, 32), batch_size=2, device="cpu")
+    return dataclasses.replace(found, name="vit_ti16")
+
+
+def row(**changes):
+    base = {
+        "name": "hydra_s16",
+        "parameters": 22_059_496,
+        "flops": {"total": 4_287_964_032},
+        "memory": {"peak_bytes": 10**8, "batch_size": 1, "device": "cuda:0"},
+        "throughput": {
+            "images_per_second": 5000.0,
+            "latency_seconds": 0.0128,
+            "spread": 0.01,
+            "repeats": 9,
+            "batch_size": 64,
+            "device": "cuda:0",
+        },
+        "input_size": [3, 224, 224],
+        "dtype": "float32",
+        "environment": {"device": "NVIDIA GeForce RTX 3090", "cpu": "some processor"},
+    }
+    return base | changes
+
+
+def test_a_measurement(measurement):
+    (run,) = read_measurements(measurement)
+    assert run.name == "vit_ti16"
+    assert (run.img_size, run.params) == (32, measurement.parameters)
+    assert run.flops == measurement.flops.total
+    assert run.memory == {2: measurement.memory.peak_bytes}
+    assert run.throughput == measurement.throughput.images_per_second
+    assert run.throughput_batch_size == 2
+    assert run.top1 is None
+    assert run.device == measurement.environment["cpu"]
+    assert (run.taxonomy_class, run.year) == ("Baseline", 2020)
+    assert read_measurements(measurement.to_dict()) == [run]
+    assert read_measurements([measurement, run]) == [run, run]
+
+
+def test_what_measure_prints_is_read(tmp_path, capsys):
+    options = ["--img-size", "32", "--batch-size", "1", "--device", "cpu", "--no-throughput"]
+    assert main(["measure", "vit_ti16", *options, "--json"]) == 0
+    path = tmp_path / "own.json"
+    path.write_text(capsys.readouterr().out)
+    (run,) = read_measurements(path)
+    assert (run.name, run.img_size, run.throughput) == ("vit_ti16", 32, None)
+    assert run.memory[1] > 0
+    assert run.source == str(path)
+    frame = load_runs(path)
+    assert len(frame) == 106
+    assert frame.iloc[-1]["name"] == "vit_ti16"
+    assert frame.iloc[-1]["memory_1"] == run.memory[1]
+
+
+def test_on_a_gpu(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row()) + "\n\n" + json.dumps(row(input_size=[3, 224, 320])) + "\n")
+    first, second = read_measurements(str(path))
+    assert (first.device_class, first.img_size) == ("RTX 3090", 224)
+    assert second.img_size == (224, 320)
+    on_cpu = row(throughput=None, memory={"peak_bytes": 1, "batch_size": 1, "device": "cpu"})
+    assert read_measurements(on_cpu)[0].device == "some processor"
+
+
+def test_accuracy_is_own_or_borrowed():
+    assert read_measurements(row(top1=70.5, top5=90.0))[0].top1 == 70.5
+    published = published_accuracy()
+    assert published["hydra_s16", 224] == 77.84
+    assert published["vit_s16", 224] == 82.54
+    (run,) = read_measurements(row(), accuracy=published)
+    assert run.top1 == 77.84
+    assert run.source_of("top1") != run.source_of("throughput") == "own measurement"
+    assert read_measurements(row(top1=70.5), accuracy=published)[0].top1 == 70.5
+    assert read_measurements(row(input_size=[3, 96, 96]), accuracy=published)[0].top1 is None
+    unknown = read_measurements(row(name="convnext_tiny"), accuracy=published)[0]
+    assert (unknown.top1, unknown.taxonomy_class, unknown.year) == (None, "", None)
+
+
+def test_a_failure_is_left_out_and_said():
+    rows = [row(), {"name": "vit_l16", "error": "RuntimeError: too large"}]
+    with pytest.warns(UserWarning, match="vit_l16: RuntimeError: too large"):
+        found = read_measurements(rows)
+    assert [run.name for run in found] == ["hydra_s16"]
+
+
+def test_mistakes(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text("name,params\nvit,1\n")
+    with pytest.raises(ValueError, match=r"own.json is neither JSON"):
+        read_measurements(path)
+    path.write_text('[{"name": "vit_s16"}]')
+    with pytest.raises(ValueError, match=r"no measurement \(name\); one has name, parameters"):
+        load_rows(path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"no measurement \(int\)"):
+        read_measurements(path)
+    with pytest.raises(ValueError, match="got int"):
+        read_measurements(3)
+    with pytest.raises(FileNotFoundError):
+        read_measurements(tmp_path / "none.json")
