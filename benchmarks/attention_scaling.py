@@ -6,7 +6,7 @@
 
 Mixers of 192 channels and 3 heads on square grids, one image, forward pass without gradients. The
 exponents are fitted to the sizes from 1,024 tokens on, beside what the mixer's paper claims.
-Synthesizers have parameters per pair of tokens and stop at 4,096. Sinkhorn attention, with buckets
+Mixers that hold the matrix of all pairs of tokens stop at 4,096. Sinkhorn attention, with buckets
 of b = 32 tokens, pays N b for attention and (N / b)^2 for sorting blocks of b tokens.
 """
 
@@ -28,7 +28,10 @@ DIM, HEADS = 192, 3
 SIDES = (14, 32, 64, 128)
 CLAIMS = {
     "softmax": "N^2",
+    "conv_projection": "N^2",
     "efficientformer": "N^2",
+    "emsa": "N^2",
+    "wavelet": "N^2",
     "synthesizer_d": "N^2",
     "synthesizer_r": "N^2",
     "synthesizer_fd": "N^2",
@@ -41,7 +44,13 @@ CLAIMS = {
     "afno": "N log N",
     "sinkhorn": "N^2 / b",
 }  # all others: N
-SMALL_ONLY = ("synthesizer_d", "synthesizer_r", "synthesizer_fd", "synthesizer_fr")
+SMALL_ONLY = (
+    "efficientformer",
+    "synthesizer_d",
+    "synthesizer_r",
+    "synthesizer_fd",
+    "synthesizer_fr",
+)
 
 
 def measure(name: str, side: int, seconds: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python benchmarks/digits.py                       # every mixer, one seed
     python benchmarks/digits.py linear --seeds 3      # some, several seeds
     python benchmarks/digits.py performer --own eps=1e-6 --learning-rate 2e-2      # an ablation
-    python benchmarks/digits.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4 halo_size=2
+    python benchmarks/digits.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4
 
 Digits at 64 px, ViT-Ti/16 cut to 4 blocks (17 tokens), batch 64, 5 epochs, LAMB, no flip or CutMix.
 Everything else is the benchmark's fine-tuning recipe: eps 1e-7, weight decay 0.02, cosine schedule

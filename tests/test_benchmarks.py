@@ -14,6 +14,10 @@ SMALL = {
         ["vit_ti16", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
         r"vit_ti16 +[\d.]+ +\d+\.\d\d",
     ),
+    "mixers.py": (
+        ["hydra", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
+        r"hydra +5,721,832 +1\.100 +[\d.]+ +\d+\.\d\d",
+    ),
     "reductions.py": (
         ["tome_ti16_r8", "--rounds", "1", "--batch-sizes", "1", "--seconds", "0.01"],
         r"tome_ti16_r8 +101 +0\.95 +1 +[\d.]+ +\d+\.\d\d",
