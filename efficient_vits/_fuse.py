@@ -26,7 +26,7 @@ from timm.layers import (
     get_notrace_functions,
 )
 from torch import Tensor, fx, nn
-from torchvision.ops import FrozenBatchNorm2d  # type: ignore[import-untyped]
+from torchvision.ops import FrozenBatchNorm2d
 
 from efficient_vits._numerics import widen
 

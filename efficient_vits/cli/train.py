@@ -1,0 +1,72 @@
+"""`efficient-vits train`: a new model by the benchmark's recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efficient_vits.cli import _training as shared
+from efficient_vits.cli._app import app
+from efficient_vits.cli._console import AsJson, print_json
+from efficient_vits.cli._models import check_name
+
+
+@app.command(epilog="Example: efficient-vits train hydra_ti16 --data digits")
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Model, one of timm's too.")],
+    data: shared.DataSource,
+    preset: shared.Preset = None,
+    recipe: shared.RecipeFile = None,
+    settings: shared.Settings = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="By default runs/NAME-RECIPE-SEED."),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="NAME=VALUE", help="An argument of the model."),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin with the published weights.")
+    ] = False,
+    seed: shared.Seed = 0,
+    resume: shared.Resume = False,
+    micro_batch: shared.MicroBatch = None,
+    workers: shared.Workers = None,
+    keep_every: shared.KeepEvery = None,
+    save_every: shared.SaveEvery = None,
+    tensorboard: shared.TensorBoard = False,
+    cpu: shared.Device = False,
+    train_split: shared.TrainSplit = "train",
+    test_split: shared.TestSplit = "validation",
+    num_classes: shared.NumClasses = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a new model. Under torchrun or accelerate launch, on all processes of it."""
+    check_name(name)
+    with shared.training_errors():
+        from efficient_vits.training import Start
+
+        default = "digits" if data == "digits" else "pretrain"
+        chosen = shared.choose_recipe(preset, recipe, settings, default=default, model=name)
+        folder = output or Path("runs") / f"{name}-{chosen.name}-{seed}"
+        result = shared.run_training(
+            Start(name, dict(map(shared.parse_setting, arguments or ())), pretrained),
+            chosen,
+            folder,
+            data=data,
+            splits=(train_split, test_split),
+            num_classes=num_classes,
+            seed=seed,
+            resume=resume,
+            cpu=cpu,
+            micro_batch=micro_batch,
+            workers=workers,
+            keep_every=keep_every,
+            save_every=save_every,
+            tensorboard=tensorboard,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        shared.print_result(result, folder)

@@ -1,0 +1,121 @@
+"""Data sets for training: scikit-learn's digits, and whatever timm reads."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import Dataset, IterableDataset
+
+DIGITS = "digits"
+
+
+class DataError(ValueError):
+    """A data set that can't be read or doesn't suit the run."""
+
+
+class Data(NamedTuple):
+    """A data set in two parts.
+
+    Attributes:
+        train: Yields (image, label); an `IterableDataset` where it can only be streamed.
+        test: Likewise; what accuracies are measured on.
+        num_classes: Labels are 0 to `num_classes` - 1.
+        name: What it is called in results.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    num_classes: int
+    name: str
+
+
+class Digits(Dataset[Any]):
+    """Scikit-learn's 1797 handwritten digits as RGB images of 8 x 8 pixels; a quarter is for tests.
+
+    The split is the same every time. Source: E. Alpaydin and C. Kaynak, Optical Recognition of
+    Handwritten Digits, UCI repository (CC BY 4.0).
+    """
+
+    def __init__(self, *, train: bool) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        parts = train_test_split(
+            digits.images, digits.target, test_size=0.25, stratify=digits.target, random_state=0
+        )
+        self.images, self.targets = parts[0::2] if train else parts[1::2]
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        grey = np.round(self.images[index] * 255 / 16).astype(np.uint8)
+        image: Any = Image.fromarray(grey).convert("RGB")
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.targets[index])
+
+
+def load_data(
+    source: str,
+    *,
+    train_split: str = "train",
+    test_split: str = "validation",
+    num_classes: int | None = None,
+) -> Data:
+    """A data set by name or path.
+
+    Args:
+        source: "digits"; a folder that has a folder per split with a folder of images per class; or
+            NAME:ROOT with a name that timm's `create_dataset` knows, such as
+            "hfds/uoft-cs/cifar10:CACHE", "torch/cifar10:FOLDER" or "wds/shards:FOLDER".
+        train_split: What is trained on.
+        test_split: What is evaluated on.
+        num_classes: How many there are; by default as many as the training part says it has.
+
+    Raises:
+        DataError: There is nothing there, or it doesn't say how many classes it has.
+    """
+    if source == DIGITS:
+        return Data(Digits(train=True), Digits(train=False), 10, DIGITS)
+    name, root = _split(source)
+    if not name and not Path(root).exists():
+        raise DataError(
+            f"no data at {source!r}; accepted are 'digits', a folder, and names of timm's with a "
+            f"root, such as hfds/uoft-cs/cifar10:CACHE or torch/cifar10:FOLDER"
+        )
+    train = _part(name, root, train_split, is_training=True)
+    test = _part(name, root, test_split, is_training=False)
+    classes = num_classes or _count_classes(train)
+    if classes is None:
+        raise DataError(f"{source!r} doesn't say how many classes it has: give their number")
+    return Data(train, test, classes, name or Path(root).resolve().name)
+
+
+def _split(source: str) -> tuple[str, str]:
+    """timm's name, empty for a folder, and the root."""
+    name, colon, root = source.partition(":")
+    is_name = bool(colon) and name.partition("/")[0] in ("torch", "hfds", "hfids", "tfds", "wds")
+    return (name, root) if is_name else ("", source)
+
+
+def _part(name: str, root: str, split: str, *, is_training: bool) -> Dataset[Any]:
+    try:
+        part: Any = create_dataset(name, root=root, split=split, is_training=is_training)
+    except Exception as error:  # each reader has errors of its own
+        raise DataError(
+            f"can't read split {split!r} of {name or root}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(part, IterableDataset) and not len(part):
+        raise DataError(f"split {split!r} of {name or root} has no images")
+    return part
+
+
+def _count_classes(part: Any) -> int | None:
+    reader = getattr(part, "reader", None)
+    classes = getattr(reader, "class_to_idx", None) or getattr(part, "class_to_idx", None)
+    return None if not classes else max(classes.values()) + 1

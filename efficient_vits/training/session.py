@@ -1,0 +1,359 @@
+"""A training run from the first update to the last, interruptions included."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from efficient_vits.efficiency import environment
+from efficient_vits.training import checkpoint
+from efficient_vits.training.batches import BatchPlan, plan_batches
+from efficient_vits.training.checkpoint import CheckpointError
+from efficient_vits.training.data import Data
+from efficient_vits.training.evaluation import evaluate_model
+from efficient_vits.training.loaders import Ordered, evaluation_loader, seed_all, training_loader
+from efficient_vits.training.recipe import Recipe
+from efficient_vits.training.rows import (
+    EpochRow,
+    result_row,
+    tensorboard_writer,
+    write_scalars,
+    write_whole,
+)
+from efficient_vits.training.start import Start, build_model, build_teacher
+from efficient_vits.training.sync_norm import synchronise_batch_norms
+from efficient_vits.training.totals import Totals
+from efficient_vits.training.trainer import Trainer, Update
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; unlike the recipe, none of it changes what is learnt.
+
+    Attributes:
+        micro_batch: The most images that a process takes at a time; None for no limit.
+        workers: Processes that load images, per training process.
+        keep_every: Checkpoints of every so many epochs are kept; None for the last and the best.
+        save_every: Updates between checkpoints within an epoch; None for one per epoch.
+        tensorboard: Write TensorBoard's files too.
+    """
+
+    micro_batch: int | None = None
+    workers: int = 0
+    keep_every: int | None = None
+    save_every: int | None = None
+    tensorboard: bool = False
+
+
+class _Run:
+    """The parts of a run, and how far it is."""
+
+    def __init__(
+        self,
+        start: Start,
+        data: Data,
+        recipe: Recipe,
+        output: Path,
+        options: Options,
+        seed: int,
+        cpu: bool,
+    ) -> None:
+        self.start, self.data, self.recipe, self.options = start, data, recipe, options
+        self.output, self.seed = output, seed
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="fp16"
+            if recipe.amp and torch.cuda.is_available() and not cpu
+            else "no",
+            # Mechanisms may leave parameters out of a pass, as routing to experts does.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.plan = plan_batches(
+            recipe.batch_size, self.accelerator.num_processes, options.micro_batch
+        )
+        self.epoch = self.batch = 0
+        self.history: list[EpochRow] = []
+        self.totals = Totals(self.accelerator)
+        self.facts = environment()
+        self.board: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is taken up again."""
+        return {
+            "model": self.start.model,
+            "arguments": dict(self.start.arguments),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": self.data.name,
+            "num_classes": self.data.num_classes,
+            "seed": self.seed,
+            "lineage": [dict(step) for step in self.start.lineage],
+        }
+
+    def prepare(self, *, resume: bool) -> None:
+        """Builds everything, and takes up the last checkpoint if asked to and there is one."""
+        found = (self.output / "last").exists()
+        if found and not resume:
+            raise FileExistsError(
+                f"{self.output} has a run already: resume it, or choose another folder"
+            )
+        state = checkpoint.load_state(self.output / "last") if found else None
+        if state is not None:
+            self._check_same(state)
+        seed_all(self.seed)
+        model = build_model(self.start, self.recipe, self.data.num_classes)
+        if self.accelerator.num_processes > 1:
+            model = synchronise_batch_norms(model, self.accelerator.device)
+        if state is not None:
+            model.load_state_dict(load_file(self.output / "last" / checkpoint.MODEL))
+        self._build_loaders()
+        updates = self._updates_per_epoch()
+        self.trainer = Trainer(
+            model.to(self.accelerator.device),
+            self.recipe,
+            self.plan,
+            updates_per_epoch=updates,
+            num_classes=self.data.num_classes,
+            seed=self.seed,
+            accelerator=self.accelerator,
+            teacher=self._teacher(),
+        )
+        if state is not None:
+            self._take_up(state)
+        if self.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if self.options.tensorboard:
+                self.board = tensorboard_writer(self.output, self.epoch)
+            checkpoint.tidy(self.output, keep_every=self.options.keep_every)
+            self._write_rows()
+        self.accelerator.wait_for_everyone()
+
+    def _check_same(self, state: Mapping[str, Any]) -> None:
+        own, theirs = _flat(json.loads(json.dumps(self.identity()))), _flat(state)
+        differing = [
+            f"{name} was {theirs.get(name)!r}, is {value!r}"
+            for name, value in own.items()
+            if theirs.get(name) != value
+        ]
+        if differing:
+            raise CheckpointError(f"{self.output} has another run: {'; '.join(differing)}")
+
+    def _teacher(self) -> nn.Module | None:
+        teacher = build_teacher(self.recipe, self.data.num_classes)
+        return None if teacher is None else teacher.to(self.accelerator.device)
+
+    def _build_loaders(self) -> None:
+        common: dict[str, Any] = {
+            "batch_size": self.plan.micro * self.plan.processes,
+            "rank": self.accelerator.process_index,
+            "processes": self.plan.processes,
+            "workers": self.options.workers,
+            "device": self.accelerator.device,
+        }
+        if self.options.save_every and isinstance(self.data.train, IterableDataset):
+            raise ValueError(
+                "data that is streamed can't be taken up in mid-epoch: leave out save_every"
+            )
+        self.train_loader = training_loader(self.data.train, self.recipe, seed=self.seed, **common)
+        self.test_loader = evaluation_loader(self.data.test, self.recipe, **common)
+
+    def _updates_per_epoch(self) -> int:
+        updates = len(self.train_loader) // self.plan.accumulation
+        if not updates:
+            raise ValueError(
+                f"{self.data.name} has fewer images than one update, {self.plan.total}"
+            )
+        return updates
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        folder = self.output / "last"
+        self.trainer.load_state(checkpoint.load_training(folder, state))
+        if self.trainer.ema is not None:
+            self.trainer.ema.module.load_state_dict(load_file(folder / checkpoint.EMA))
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.history = [EpochRow(**row) for row in state["history"]]
+        self.totals = Totals(self.accelerator, state["totals"])
+
+    def one_epoch(self, on_update: Callable[[Update], object] | None) -> EpochRow:
+        """Trains from where the run is to the end of the epoch, evaluates, and saves."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
+        self._set_position()
+        for update in self.trainer.epoch(self.train_loader, self.epoch, first=self.batch):
+            self.totals.add(update)
+            self.batch = update.index + 1
+            if on_update is not None:
+                on_update(update)
+            every = self.options.save_every
+            if every and self.batch % every == 0 and self.batch < self.trainer.updates_per_epoch:
+                self._save()
+        row = self._row(update.lr)
+        self.history.append(row)
+        self.epoch, self.batch, self.totals = self.epoch + 1, 0, Totals(self.accelerator)
+        self._save()
+        if self.is_main:
+            best = max(self.history, key=lambda one: one.top1)
+            if best is row:
+                checkpoint.point(self.output, "best", (self.output / "last").resolve())
+            checkpoint.tidy(self.output, keep_every=self.options.keep_every)
+            self._write_rows()
+            if self.board is not None:
+                write_scalars(self.board, row)
+        return row
+
+    def _set_position(self) -> None:
+        dataset = self.train_loader.dataset
+        if isinstance(dataset, Ordered):
+            dataset.set_position(self.epoch, self.batch * self.plan.accumulation)
+        else:
+            dataset.set_epoch(self.epoch)
+
+    def _row(self, lr: float) -> EpochRow:
+        totals = self.totals.mean()
+        means = totals["means"]
+        accuracy = evaluate_model(self.trainer.model, self.test_loader, self.accelerator)
+        ema = None
+        if self.trainer.ema is not None:
+            ema = evaluate_model(self.trainer.ema.module, self.test_loader, self.accelerator).top1
+        seconds = totals["seconds"]
+        return EpochRow(
+            epoch=self.epoch + 1,
+            updates=(self.epoch + 1) * self.trainer.updates_per_epoch,
+            lr=lr,
+            losses={
+                name.removeprefix("loss."): mean
+                for name, mean in means.items()
+                if name.startswith("loss.")
+            },
+            gradient_norm=means.get("gradient_norm"),
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            test_loss=accuracy.loss,
+            ema_top1=ema,
+            seconds=seconds,
+            images_per_second=totals["updates"] * self.plan.total / seconds,
+            gpu_hours=seconds * self.plan.processes / 3600,
+            peak_memory=self._peak_memory(),
+        )
+
+    def _peak_memory(self) -> int | None:
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return None
+        peak = torch.tensor(torch.cuda.max_memory_allocated(device), device=device)
+        return int(self.accelerator.reduce(peak, reduction="sum"))
+
+    def _save(self) -> None:
+        totals = self.totals.mean() if self.totals.updates else None
+        if self.is_main:
+            ema = self.trainer.ema
+            checkpoint.save_checkpoint(
+                self.output,
+                self.epoch * self.trainer.updates_per_epoch + self.batch,
+                {
+                    **self.identity(),
+                    "epoch": self.epoch,
+                    "batch": self.batch,
+                    "history": [asdict(row) for row in self.history],
+                    "totals": totals,
+                    "environment": self.facts,
+                },
+                model=self.trainer.model.state_dict(),
+                training=self.trainer.state(),
+                ema=None if ema is None else ema.module.state_dict(),
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _write_rows(self) -> None:
+        lines = [json.dumps(asdict(row)) + "\n" for row in self.history]
+        write_whole(self.output / "epochs.jsonl", "".join(lines))
+
+    def finish(self) -> dict[str, Any]:
+        """The result, which is written too."""
+        result = result_row(
+            self.trainer.model, self.identity(), self.recipe, self.history, self.plan, self.facts
+        )
+        if self.is_main:
+            write_whole(self.output / "result.json", json.dumps(result, indent=2))
+        if self.board is not None:
+            self.board.close()
+        self.accelerator.wait_for_everyone()
+        return result
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary with dotted names."""
+    out: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            out |= _flat(part, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = part
+    return out
+
+
+def train(
+    start: Start,
+    data: Data,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    options: Options | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    cpu: bool = False,
+    on_begin: Callable[[BatchPlan, int], object] | None = None,
+    on_update: Callable[[Update], object] | None = None,
+    on_epoch: Callable[[EpochRow], object] | None = None,
+) -> dict[str, Any]:
+    """Trains a model, and leaves checkpoints, rows and the result in a folder.
+
+    Under ``torchrun`` or ``accelerate launch`` every process calls this with the same arguments.
+    On the CPU in one process the weights are the same, bit for bit, however often the run was
+    interrupted and resumed, and for any number of workers.
+
+    Args:
+        start: The model, and what it begins with.
+        data: What it learns and is tested on.
+        recipe: How.
+        output: The run's folder: ``last`` and ``best`` lead to checkpoints (see
+            `efficient_vits.training.checkpoint`), ``epochs.jsonl`` has a row per epoch,
+            ``result.json`` the result.
+        options: How it is carried out.
+        seed: Of everything random.
+        resume: Go on from the last checkpoint in `output`, if there is one.
+        cpu: Leave accelerators alone.
+        on_begin: Gets the plan of a batch and the number of updates per epoch.
+        on_update: Called after every update, in every process.
+        on_epoch: Called after every epoch, in the first process.
+
+    Returns:
+        The result: a row that `efficient_vits.results` reads.
+
+    Raises:
+        FileExistsError: `output` has a run, and `resume` is not set.
+        CheckpointError: What is to be resumed is damaged, or another run.
+        NotFiniteError: The loss is not finite. The last checkpoint stays.
+        ValueError: The batch can't be shared, or the data is smaller than a batch.
+    """
+    run = _Run(start, data, recipe, Path(output), options or Options(), seed, cpu)
+    run.prepare(resume=resume)
+    if on_begin is not None:
+        on_begin(run.plan, run.trainer.updates_per_epoch)
+    while run.epoch < recipe.epochs:
+        row = run.one_epoch(on_update)
+        if on_epoch is not None and run.is_main:
+            on_epoch(row)
+    return run.finish()

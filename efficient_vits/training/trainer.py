@@ -1,0 +1,202 @@
+"""The training loop: one model, one recipe, any number of processes.
+
+Accelerate starts the processes' group, wraps the model and scales the gradients; schedule,
+optimizer, mixing, losses and averaging are timm's. Every update begins with random generators that
+are seeded by its number, so a run that is taken up again needs no state of theirs.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from efficient_vits.training.batches import BatchPlan
+from efficient_vits.training.health import NotFiniteError, diagnose
+from efficient_vits.training.loaders import seed_all
+from efficient_vits.training.objective import Objective
+from efficient_vits.training.recipe import Recipe
+
+_UPDATE = 1  # sets the updates' random numbers apart from those of the images
+
+
+class Trainer:
+    """One model in training.
+
+    Args:
+        model: Takes images (B, 3, height, width), gives logits (B, classes).
+        recipe: How.
+        plan: How a batch is spread.
+        updates_per_epoch: From the length of the data.
+        num_classes: Of the data.
+        seed: Of everything random.
+        accelerator: The processes and the device.
+        teacher: For recipes with distillation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        plan: BatchPlan,
+        *,
+        updates_per_epoch: int,
+        num_classes: int,
+        seed: int,
+        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.recipe, self.plan, self.seed, self.accelerator = recipe, plan, seed, accelerator
+        self.updates_per_epoch = updates_per_epoch
+        self.model = model
+        optimizer = create_optimizer_v2(
+            model,
+            opt=recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            eps=recipe.optimizer_eps,
+            layer_decay=recipe.layer_decay,
+        )
+        warmup = recipe.warmup_epochs * updates_per_epoch
+        self.schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=recipe.epochs * updates_per_epoch - warmup,
+            lr_min=recipe.min_lr,
+            warmup_t=warmup,
+            warmup_lr_init=recipe.warmup_lr,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+        self.mixup = (
+            Mixup(
+                mixup_alpha=0.0,
+                cutmix_alpha=1.0,
+                prob=recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=num_classes,
+            )
+            if recipe.cutmix
+            else None
+        )
+        criterion: nn.Module = (
+            SoftTargetCrossEntropy()
+            if self.mixup
+            else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        )
+        objective = Objective(model, criterion, recipe, teacher)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate of a group of parameters."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def epoch(self, loader: Any, epoch: int, first: int = 0) -> Iterator["Update"]:
+        """Trains one epoch from its `first` update on, and says after each update how it went.
+
+        Raises:
+            NotFiniteError: The loss is not finite. The weights are those before this update.
+        """
+        batches = iter(loader)
+        for index in range(first, self.updates_per_epoch):
+            yield self._update(batches, epoch, index)
+
+    def _update(self, batches: Iterator[Any], epoch: int, index: int) -> "Update":
+        began = time.perf_counter()
+        number = epoch * self.updates_per_epoch + index
+        device, passes = self.accelerator.device, self.plan.accumulation
+        self.objective.train()
+        self.schedule.step_update(number)
+        terms: dict[str, Tensor] = {}
+        for part in range(passes):
+            images, targets = (x.to(device, non_blocking=True) for x in next(batches))
+            seeds = (self.seed, _UPDATE, number, part, self.accelerator.process_index)
+            seed_all(*seeds)
+            if self.mixup is not None:
+                images, targets = self.mixup(images, targets)
+            # Gradients are exchanged once, after the last pass.
+            waiting = part < passes - 1
+            with self.accelerator.no_sync(self.objective) if waiting else nullcontext():
+                losses = self.objective(images, targets)
+                loss = torch.stack(list(losses.values())).sum()
+                if not torch.isfinite(loss):
+                    self._stop(epoch, index, images, targets, seeds)
+                self.accelerator.backward(loss / passes)
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0) + value.detach().double() / passes
+        norm = None
+        if self.recipe.clip_grad is not None:
+            norm = self.accelerator.clip_grad_norm_(
+                self.objective.parameters(), self.recipe.clip_grad
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model, step=number)
+        return Update(epoch, index, terms, norm, self.lr, time.perf_counter() - began)
+
+    def _stop(
+        self, epoch: int, index: int, images: Tensor, targets: Tensor, seeds: tuple[int, ...]
+    ) -> None:
+        """Raises NotFiniteError with what can be found out about it."""
+
+        def again() -> Tensor:
+            seed_all(*seeds)
+            if self.mixup is not None:
+                self.mixup(images.clone(), targets)  # draws the same numbers as before
+            losses: dict[str, Tensor] = self.accelerator.unwrap_model(self.objective)(
+                images, targets
+            )
+            return torch.stack(list(losses.values())).sum()
+
+        raise NotFiniteError(
+            f"the loss is not finite in update {index} of epoch {epoch} (learning rate "
+            f"{self.lr:.3g}, process {self.accelerator.process_index}); "
+            f"images from {float(images.min()):.3g} to {float(images.max()):.3g}; "
+            f"{diagnose(self.model, again)}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides the weights that the next update depends on."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+@dataclass(frozen=True)
+class Update:
+    """How an update went.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        index: Number of the update in it, from 0.
+        losses: The loss's terms in this process before the update, scalars.
+        gradient_norm: Before clipping; None without clipping.
+        lr: Learning rate.
+        seconds: Time that it took, loading included.
+    """
+
+    epoch: int
+    index: int
+    losses: dict[str, Tensor]
+    gradient_norm: Tensor | None
+    lr: float
+    seconds: float
