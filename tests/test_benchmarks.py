@@ -26,6 +26,10 @@ SMALL = {
         ["repvgg_a0", "--rounds", "1", "--batch-size", "1", "--seconds", "0.01"],
         r"repvgg_a0 +[\d.]+ M -> [\d.]+ M +[\d.]+ -> [\d.]+ +\d+\.\d\d",
     ),
+    "repeatability.py": (
+        ["test_vit", "--runs", "2", "--batch-size", "1", "--seconds", "0.01"],
+        r"[01] of 1 repeats inside [\d.]+ to [\d.]+ images/s",
+    ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
     "attention_scaling.py": (
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],

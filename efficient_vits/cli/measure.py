@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,8 +25,30 @@ from efficient_vits.cli._console import (
 )
 from efficient_vits.cli._errors import UserError, one_line
 from efficient_vits.cli._models import check_name, check_size, create
+from efficient_vits.cli._running import (
+    Amp,
+    ChannelsLast,
+    Compile,
+    Dtype,
+    FusedAttention,
+    Iterations,
+    Protocol,
+    Tf32,
+    Threads,
+    build_options,
+    parse_protocol,
+)
 from efficient_vits.cli._values import ImgSize, Size, parse_positive, parse_size
-from efficient_vits.efficiency import Measurement, environment, measure
+from efficient_vits.efficiency import (
+    Energy,
+    Latency,
+    Measurement,
+    MemoryUse,
+    Throughput,
+    TrainingSpeed,
+    environment,
+    measure,
+)
 
 
 @dataclass(frozen=True)
@@ -59,21 +82,53 @@ def measure_command(
         bool,
         typer.Option("--fuse", help="Fold norms and branches first, as one does for inference."),
     ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Percentiles of the time of a single image, too.")
+    ] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="Images per second of training, too.")
+    ] = False,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Energy per image, too, where a GPU counts it.")
+    ] = False,
+    amp: Amp = None,
+    dtype: Dtype = None,
+    tf32: Tf32 = None,
+    channels_last: ChannelsLast = False,
+    compile_mode: Compile = None,
+    fused_attention: FusedAttention = None,
+    threads: Threads = None,
+    protocol: Protocol = "default",
+    iterations: Iterations = None,
     as_json: AsJson = False,
 ) -> int:
-    """Measure parameters, FLOPs, peak memory and throughput of inference."""
+    """Measure parameters, FLOPs, peak memory, throughput, and on request more."""
     size = None if img_size is None else parse_size(img_size)
     images = None if batch_size is None else parse_positive(batch_size, option="--batch-size")
     device = parse_device(device)
     for name in names:
         check_name(name)
         check_size(name, size)
+    running = build_options(
+        amp=amp,
+        dtype=dtype,
+        tf32=tf32,
+        channels_last=channels_last,
+        compile_mode=compile_mode,
+        fused_attention=fused_attention,
+        threads=threads,
+    )
     options = {
         "input_size": None if size is None else (3, *size),
         "batch_size": images,
         "device": device,
         "throughput": not no_throughput,
         "memory": not no_memory,
+        "latency": latency,
+        "training": training,
+        "energy": energy,
+        "options": running,
+        **parse_protocol(protocol, iterations, running),
         "transform": fuse if fused else None,
     }
     # Or the profiler behind the memory figure reports each start and stop on stderr.
@@ -82,7 +137,14 @@ def measure_command(
     if as_json:
         print_json([_to_dict(result) for result in results])
     else:
-        _print_table(results, device, throughput=not no_throughput, memory=not no_memory)
+        wanted = {
+            "memory": not no_memory,
+            "throughput": not no_throughput,
+            "latency": latency,
+            "training": training,
+            "energy": energy,
+        }
+        _print_table(results, device, [name for name, on in wanted.items() if on])
     return int(any(isinstance(result, Failure) for result in results))
 
 
@@ -132,12 +194,10 @@ def _to_dict(result: Measurement | Failure) -> dict[str, Any]:
     return dataclasses.asdict(result) if isinstance(result, Failure) else result.to_dict()
 
 
-def _print_table(
-    results: list[Measurement | Failure], device: str, *, throughput: bool, memory: bool
-) -> None:
+def _print_table(results: list[Measurement | Failure], device: str, wanted: Sequence[str]) -> None:
     headers = ["name", "parameters", "GFLOPs", "GMACs"]
-    headers += ["peak memory"] * memory + ["images/s", "spread"] * throughput
-    figures = [_figures(result) for result in results]
+    headers += [header for name in wanted for header in _COLUMNS[name][0]]
+    figures = [_figures(result, wanted) for result in results]
     rows = [[*known, *[ABSENT] * (len(headers) - len(known))] for known in figures]
     notes = [_note(result) for result in results]
     if any(notes):
@@ -152,7 +212,7 @@ def _print_table(
     print_text(f"{device}: {name}{threads}; {versions}")
 
 
-def _figures(result: Measurement | Failure) -> list[str]:
+def _figures(result: Measurement | Failure, wanted: Sequence[str]) -> list[str]:
     if isinstance(result, Failure):
         return [result.name]
     figures = [
@@ -161,17 +221,57 @@ def _figures(result: Measurement | Failure) -> list[str]:
         giga(result.flops.total),
         giga(result.flops.macs),
     ]
-    if result.memory:
-        figures.append(f"{result.memory.peak_bytes / 2**20:.1f} MiB")
-    if result.throughput:
-        speed = result.throughput
-        figures.append(f"{speed.images_per_second:.1f} (batch {speed.batch_size})")
-        figures.append(f"{speed.spread:.1%}")
+    for name in wanted:
+        figures += _COLUMNS[name][1](getattr(result, name))
     return figures
+
+
+def _memory(memory: MemoryUse) -> list[str]:
+    return [f"{memory.peak_bytes / 2**20:.1f} MiB"]
+
+
+def _throughput(speed: Throughput) -> list[str]:
+    repeat = ABSENT
+    if speed.prediction:
+        least, most = speed.prediction
+        repeat = f"{least:.1f} to {most:.1f}"
+    images = f"{speed.images_per_second:.1f} (batch {speed.batch_size})"
+    return [images, f"{speed.spread:.1%}", repeat]
+
+
+def _latency(latency: Latency) -> list[str]:
+    percentiles = (latency.p50_seconds, latency.p90_seconds, latency.p99_seconds)
+    return [f"{1e3 * seconds:.2f} ms" for seconds in percentiles]
+
+
+def _training(training: TrainingSpeed) -> list[str]:
+    images = f"{training.images_per_second:.1f} (batch {training.batch_size})"
+    return [images, f"{training.hours_per_epoch:.2f}"]
+
+
+def _energy(energy: Energy) -> list[str]:
+    return [ABSENT if energy.joules_per_image is None else f"{energy.joules_per_image:.4f}"]
+
+
+# What is measured on request: the headers of its columns, and what stands in them.
+_COLUMNS: dict[str, tuple[list[str], Callable[[Any], list[str]]]] = {
+    "memory": (["peak memory"], _memory),
+    "throughput": (["images/s", "spread", "a repeat"], _throughput),
+    "latency": (["p50", "p90", "p99"], _latency),
+    "training": (["training images/s", "h/epoch"], _training),
+    "energy": (["J/image"], _energy),
+}
 
 
 def _note(result: Measurement | Failure) -> str:
     if isinstance(result, Failure):
         return result.error
-    uncounted = ", ".join(sorted(result.flops.uncounted))
-    return f"FLOPs lack {uncounted}" if uncounted else ""
+    notes = []
+    if uncounted := ", ".join(sorted(result.flops.uncounted)):
+        notes.append(f"FLOPs lack {uncounted}")
+    timed = [getattr(result, name) for name in ("throughput", "latency", "training")]
+    if flags := dict.fromkeys(flag for row in timed if row for flag in row.flags):
+        notes.append(f"noisy: {', '.join(flags)}")
+    if result.energy and result.energy.unavailable:
+        notes.append(f"no energy: {result.energy.unavailable}")
+    return "; ".join(notes)

@@ -1,29 +1,40 @@
-"""Measures what any `torch.nn.Module` costs: parameters, FLOPs, memory, throughput.
+"""Measures what any `torch.nn.Module` costs: parameters, FLOPs, memory, time, energy.
 
 Nothing here knows the models of this library; a name is only handed to `timm.create_model`.
 """
 
 from efficient_vits.efficiency.distribution import FlopDistribution, Spread, flop_distribution
+from efficient_vits.efficiency.energy import Energy, measure_energy
 from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.flops import FlopCount, count_flops
+from efficient_vits.efficiency.latency import Latency, measure_latency
 from efficient_vits.efficiency.measure import Measurement, measure
 from efficient_vits.efficiency.memory import MemoryUse, measure_memory
+from efficient_vits.efficiency.options import Options
 from efficient_vits.efficiency.parameters import count_active_parameters, count_parameters
 from efficient_vits.efficiency.throughput import Throughput, measure_throughput
+from efficient_vits.efficiency.training_speed import TrainingSpeed, measure_training
 
 __all__ = [
+    "Energy",
     "FlopCount",
     "FlopDistribution",
+    "Latency",
     "Measurement",
     "MemoryUse",
+    "Options",
     "Spread",
     "Throughput",
+    "TrainingSpeed",
     "count_active_parameters",
     "count_flops",
     "count_parameters",
     "environment",
     "flop_distribution",
     "measure",
+    "measure_energy",
+    "measure_latency",
     "measure_memory",
     "measure_throughput",
+    "measure_training",
 ]

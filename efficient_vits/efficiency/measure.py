@@ -11,12 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from efficient_vits.efficiency.distribution import FlopDistribution, flop_distribution
+from efficient_vits.efficiency.energy import Energy, measure_energy
 from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.inputs import check_arguments
+from efficient_vits.efficiency.latency import Latency, measure_latency
 from efficient_vits.efficiency.memory import MemoryUse, measure_memory
+from efficient_vits.efficiency.options import Options
 from efficient_vits.efficiency.parameters import count_active_parameters, count_parameters
 from efficient_vits.efficiency.throughput import Throughput, measure_throughput
+from efficient_vits.efficiency.timing_rows import (
+    energy_rows,
+    latency_rows,
+    speed_rows,
+    training_rows,
+)
+from efficient_vits.efficiency.training_speed import TrainingSpeed, measure_training
 
 _DEFAULT_INPUT_SIZE = (3, 224, 224)
 
@@ -34,6 +44,9 @@ class Measurement:
         distribution: what they are on the images that were given, None without images.
         memory: inference memory, None if it was not asked for.
         throughput: images per second, None if it was not asked for.
+        latency: percentiles of the time of one image, None if they were not asked for.
+        training: training steps, None if they were not asked for.
+        energy: per image, None if it was not asked for.
         input_size: size of one image, `(channels, height, width)`.
         dtype: dtype of the parameters, such as "float32".
         environment: versions and devices, see `environment()`.
@@ -50,8 +63,11 @@ class Measurement:
     throughput: Throughput | None
     input_size: tuple[int, ...]
     dtype: str
-    environment: dict[str, str | int]
+    environment: dict[str, Any]
     transform: str | None = None
+    latency: Latency | None = None
+    training: TrainingSpeed | None = None
+    energy: Energy | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as nested dictionaries that `json` can write."""
@@ -78,19 +94,13 @@ class Measurement:
                 )
             )
         if self.throughput:
-            speed = self.throughput
-            rows += [
-                (
-                    "throughput",
-                    f"{speed.images_per_second:.1f} images/s at batch {speed.batch_size}"
-                    f" on {speed.device}",
-                ),
-                (
-                    "latency",
-                    f"{speed.latency_seconds * 1e3:.2f} ms per batch, quartiles "
-                    f"{speed.spread:.1%} apart",
-                ),
-            ]
+            rows += speed_rows(self.throughput)
+        if self.latency:
+            rows += latency_rows(self.latency)
+        if self.training:
+            rows += training_rows(self.training)
+        if self.energy:
+            rows += energy_rows(self.energy)
         if self.transform:
             rows.insert(0, ("transform", self.transform))
         width = max(len(label) for label, _ in rows)
@@ -105,11 +115,17 @@ def measure(
     device: torch.device | str | None = None,
     throughput: bool = True,
     memory: bool = True,
+    latency: bool = False,
+    training: bool = False,
+    energy: bool = False,
+    options: Options | None = None,
+    protocol: str = "default",
+    iterations: int | None = None,
     images: Tensor | None = None,
     transform: Callable[[nn.Module], nn.Module] | None = None,
     on_step: Callable[[str], object] | None = None,
 ) -> Measurement:
-    """Measures parameters, FLOPs, inference memory and throughput of a model.
+    """Measures parameters, FLOPs, inference memory, throughput and more of a model.
 
     Everything happens in this process. On CUDA other allocations in the process don't change the
     figures, but libraries that are already warm may take less memory than in a fresh process.
@@ -118,24 +134,33 @@ def measure(
         model: a module, or a name that is handed to `timm.create_model` (without weights).
         input_size: size of one image, `(channels, height, width)`; by default the one the model was
             built for, or `(3, 224, 224)` where it doesn't say.
-        batch_size: images in a batch for memory (by default 1) and throughput (by default the
-            fastest one, which is searched).
+        batch_size: images in a batch for memory (by default 1), throughput and training (by
+            default the fastest one, which is searched), and energy (by default that of the
+            throughput, or 1).
         device: where to measure memory and throughput; by default where the module is, for a name
             the current CUDA device if there is one.
         throughput: whether to measure the throughput, which takes seconds.
         memory: whether to measure the memory.
+        latency: whether to measure the latency of single images.
+        training: whether to measure training steps, of a copy.
+        energy: whether to measure the energy per image, where there is a counter.
+        options: how the model is run while it is timed. Parameters, FLOPs and memory are those of
+            the model as it is.
+        protocol: of the throughput, see `measure_throughput`.
+        iterations: of the paper's protocol, 1000 if None.
         transform: makes of the model what is measured, such as `efficient_vits.fuse`. It should
             return a copy, or the model is changed.
         images: `(images, channels, height, width)`, normalised as the model expects: on these the
             operations are counted one by one, for models that skip work where an image allows it.
             Memory and throughput are measured on random images all the same.
-        on_step: called with "flops", "distribution", "memory", "throughput" before each of these is
-            measured.
+        on_step: called with "flops", "distribution", "memory", "throughput", "latency", "training",
+            "energy" before each of these is measured.
 
     Raises:
         ValueError: timm knows no model of this name; the message has the nearest names.
-        TypeError, ValueError, RuntimeError: as `count_flops`, `flop_distribution`, `measure_memory`
-            and `measure_throughput`.
+        TypeError, ValueError, RuntimeError: as `count_flops`, `flop_distribution`,
+            `measure_memory`, `measure_throughput`, `measure_latency`, `measure_training` and
+            `measure_energy`.
     """
     if isinstance(model, str):
         name = model
@@ -160,7 +185,8 @@ def measure(
     if images is not None:
         begin("distribution")
         distribution = flop_distribution(model, images)
-    memory_use = speed = None
+    memory_use = speed = delay = steps = joules = None
+    timing: dict[str, Any] = {"device": device, "options": options}
     if memory:
         begin("memory")
         memory_use = measure_memory(
@@ -168,7 +194,24 @@ def measure(
         )
     if throughput:
         begin("throughput")
-        speed = measure_throughput(model, input_size, batch_size=batch_size, device=device)
+        speed = measure_throughput(
+            model,
+            input_size,
+            batch_size=batch_size,
+            protocol=protocol,
+            iterations=iterations,
+            **timing,
+        )
+    if latency:
+        begin("latency")
+        delay = measure_latency(model, input_size, **timing)
+    if training:
+        begin("training")
+        steps = measure_training(model, input_size, batch_size=batch_size, **timing)
+    if energy:
+        begin("energy")
+        images_at_once = batch_size or (speed.batch_size if speed else 1)
+        joules = measure_energy(model, input_size, batch_size=images_at_once, **timing)
     return Measurement(
         name=name,
         parameters=count_parameters(model),
@@ -177,6 +220,9 @@ def measure(
         distribution=distribution,
         memory=memory_use,
         throughput=speed,
+        latency=delay,
+        training=steps,
+        energy=joules,
         input_size=tuple(input_size),
         dtype=_dtype_name(model),
         environment=environment(),

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 from torch import nn
 
-from efficient_vits.efficiency import count_flops, count_parameters
+from efficient_vits.efficiency import Measurement, count_flops, count_parameters
 from efficient_vits.efficiency import measure as measure_model
 
 SMALL = ("--img-size", "64", "--batch-size", "1", "--device", "cpu")
@@ -34,6 +35,8 @@ def test_the_figures_are_those_of_measure(run_json: Callable[..., Any]) -> None:
     expected = measure_model(
         timm.create_model("vit_ti16", img_size=64), throughput=False, memory=False, device="cpu"
     ).to_dict()
+    for row in (second, expected):
+        row["environment"].pop("state")  # the time of day
     assert second == {**json.loads(json.dumps(expected)), "name": "vit_ti16"}
     assert first["name"] == "hydra_ti16"
     assert first["flops"]["total"] < second["flops"]["total"]
@@ -51,18 +54,83 @@ def test_a_size_that_is_not_square(run_json: Callable[..., Any]) -> None:
 
 def test_the_table(run: Callable[..., tuple[int, str, str]]) -> None:
     status, out, err = run("measure", "hydra_ti16", *SMALL)
-    header, _, row, machine = out.splitlines()
+    header, _, row, *_, machine = out.splitlines()
     assert status == 0
     assert err == ""  # no progress where nobody watches
-    assert header.split() == (
-        "name parameters GFLOPs GMACs peak memory images/s spread".split()  # noqa: SIM905
+    assert header.split("   ")[0] == "name"
+    assert " ".join(header.split()).startswith(
+        "name parameters GFLOPs GMACs peak memory images/s spread a repeat"
     )
     assert row.startswith("hydra_ti16 ")
     assert "(batch 1)" in row
     assert "MiB" in row
-    assert row.endswith("%")
+    assert "%" in row
+    assert " to " in row
     assert machine.startswith("cpu: ")
     assert f"timm {timm.__version__}" in machine
+
+
+@pytest.fixture(scope="module")
+def everything() -> Measurement:
+    """All that can be measured, of a model that takes no time."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    return measure_model(
+        model, input_size=(4,), batch_size=1, latency=True, training=True, energy=True
+    )
+
+
+def test_more_on_request(run_json: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = importlib.import_module("efficient_vits.efficiency.timing")
+    monkeypatch.setattr(timing.Watch, "flags", lambda *_: ())  # no second attempt
+    argv = ("measure", "hydra_ti16", *SMALL, "--no-memory", "--no-throughput")
+    asked = ("--latency", "--training", "--energy", "--amp", "bfloat16", "--threads", 1)
+    (row,) = run_json(*argv, *asked)
+    for name in ("latency", "training", "energy"):
+        assert (row[name]["options"]["amp"], row[name]["options"]["threads"]) == ("bfloat16", 1)
+    assert row["training"]["batch_size"] == 1
+    assert row["energy"]["joules_per_image"] is None
+
+
+def test_more_columns_on_request(
+    run: Callable[..., tuple[int, str, str]],
+    everything: Measurement,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure_module, "measure", lambda *_, **options: everything)
+    argv = ("measure", "hydra_ti16", "--no-memory", "--no-throughput")
+    status, out, _ = run(*argv, "--latency", "--training", "--energy")
+    assert status == 0
+    header, _, line, *_ = out.splitlines()
+    expected = "name parameters GFLOPs GMACs p50 p90 p99 training images/s h/epoch J/image note"
+    assert " ".join(header.split()) == expected
+    assert line.count(" ms ") == 3
+    assert "(batch 1)" in line
+    assert "no energy: NVML" in " ".join(out.split())
+
+
+def test_the_papers_protocol(
+    run: Callable[..., tuple[int, str, str]], run_json: Callable[..., Any]
+) -> None:
+    argv = ("measure", "hydra_ti16", *SMALL, "--no-memory", "--protocol", "paper")
+    (row,) = run_json(*argv, "--iterations", 2)
+    speed = row["throughput"]
+    assert (speed["protocol"], speed["repeats"], speed["options"]["tf32"]) == ("paper", 2, True)
+    line = run(*argv, "--iterations", 2)[1].splitlines()[2]
+    assert " to " not in line  # it predicts nothing of a repeat
+
+
+def test_noise_is_noted(
+    run: Callable[..., tuple[int, str, str]],
+    everything: Measurement,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert everything.throughput is not None
+    for flags, noted in (((), False), (("drift", "busy device"), True)):
+        speed = replace(everything.throughput, flags=flags)
+        row = replace(everything, throughput=speed, latency=None, training=None)
+        monkeypatch.setattr(measure_module, "measure", lambda *_, row=row, **options: row)
+        out = run("measure", "hydra_ti16")[1]
+        assert ("noisy: drift, busy device" in out) is noted
 
 
 def test_fused_models_are_labelled(

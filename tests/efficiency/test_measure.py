@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from efficient_vits.efficiency import count_parameters, measure
+from efficient_vits.efficiency import Options, count_parameters, measure
 
 
 def test_a_name_is_handed_to_timm_and_steps_are_announced() -> None:
@@ -105,3 +105,61 @@ def test_parameters_that_a_token_meets_are_told_apart() -> None:
     plain = measure(nn.Conv2d(3, 3, 1), input_size=(3, 8, 8), throughput=False, memory=False)
     assert plain.parameters == plain.active_parameters
     assert "active" not in str(plain)
+
+
+def test_all_that_is_timed_goes_by_the_options() -> None:
+    steps: list[str] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    result = measure(
+        model,
+        input_size=(4,),
+        batch_size=3,
+        memory=False,
+        latency=True,
+        training=True,
+        energy=True,
+        options=Options(amp="bfloat16", threads=1),
+        on_step=steps.append,
+    )
+    assert steps == ["flops", "throughput", "latency", "training", "energy"]
+    for row in (result.throughput, result.latency, result.training, result.energy):
+        assert row is not None
+        assert (row.options.amp, row.options.threads) == ("bfloat16", 1)
+    assert result.dtype == "float32"
+    row = json.loads(json.dumps(result.to_dict()))
+    assert row["throughput"]["options"]["amp"] == "bfloat16"
+    assert row["throughput"]["protocol"] == "default v1"
+    assert row["latency"]["p50_seconds"] <= row["latency"]["p99_seconds"]
+    assert row["training"]["batch_size"] == row["energy"]["batch_size"] == 3
+    assert row["energy"]["joules_per_image"] is None
+    text = str(result)
+    for part in ("one image", "ms on cpu", "h per epoch", "a step", "AMP bfloat16", "a repeat"):
+        assert part in text
+    assert "energy      not available: NVML knows NVIDIA's GPUs only, not cpu" in text
+    assert "protocol" not in text
+
+
+def test_the_papers_protocol_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    result = measure(
+        model, input_size=(4,), batch_size=2, memory=False, protocol="paper", iterations=3
+    )
+    assert result.throughput is not None
+    assert (result.throughput.protocol, result.throughput.repeats) == ("paper", 3)
+    assert "protocol    paper" in str(result)
+    assert "a repeat" not in str(result)
+
+
+def test_energy_and_noise_as_text() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    result = measure(model, input_size=(4,), batch_size=1, memory=False, energy=True)
+    assert result.throughput is not None
+    assert result.energy is not None
+    noisy = replace(result.throughput, flags=("spread", "drift"), rerun=True)
+    counted = replace(result.energy, joules_per_image=0.25, watts=300.0, unavailable=None)
+    text = str(replace(result, throughput=noisy, energy=counted))
+    assert "noisy       spread, drift, measured twice" in text
+    assert "energy      0.2500 J per image at batch 1, 300 W" in text
+    quiet = str(replace(result, throughput=replace(noisy, flags=())))
+    assert "noisy" not in quiet
+    assert "options" not in quiet
