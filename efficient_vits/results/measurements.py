@@ -1,4 +1,4 @@
-"""A user's own measurements as runs: what ``efficient-vits measure --json`` prints."""
+"""A user's own measurements as runs: what ``efficient-vits measure --json`` and sweeps write."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def read_measurements(
     `accuracy` has one. A row of a model that could not be measured is left out with a warning.
 
     Args:
-        source: A file of JSON (a list, or one object per line), a
+        source: A file of JSON (a list, or one object per line as sweeps write them), a
             `efficient_vits.efficiency.Measurement`, its ``to_dict()``, a `Run`, or an iterable of
             these.
         accuracy: Top-1 accuracy in per cent by (name, img_size); `published_accuracy()` has the
@@ -67,12 +67,29 @@ def _rows(path: Path) -> list[Any]:
         whole = json.loads(text)
     except json.JSONDecodeError:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return _of_lines(text)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path} is neither JSON nor one JSON object per line: {error}"
             ) from error
     return whole if isinstance(whole, list) else [whole]
+
+
+def _of_lines(text: str) -> list[Any]:
+    """One object per line; of a sweep's rows, which have keys, the last of each key."""
+    *lines, rest = text.split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
+    try:
+        rows += [json.loads(rest)] if rest.strip() else []
+    except json.JSONDecodeError:
+        # A sweep that is at work, or was killed, may not have written all of its last line.
+        if not _have_keys(rows):
+            raise
+    return list({row["key"]: row for row in rows}.values()) if _have_keys(rows) else rows
+
+
+def _have_keys(rows: list[Any]) -> bool:
+    return bool(rows) and all(isinstance(row, Mapping) and "key" in row for row in rows)
 
 
 def _usable(rows: Iterable[Any]) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run from top to bottom, and learn what they say."""
+"""The notebooks in examples/ run from top to bottom, and those that train learn what they say."""
 
 import json
 import re
@@ -10,7 +10,12 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-BOUNDS = {"quickstart.ipynb": 0.85, "swap_attention.ipynb": 0.85}
+# Test accuracy; None for a notebook that trains nothing.
+BOUNDS = {
+    "measure_your_model.ipynb": None,
+    "quickstart.ipynb": 0.85,
+    "swap_attention.ipynb": 0.85,
+}
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
@@ -35,8 +40,9 @@ def test_notebook_runs_and_learns(path: Path, tmp_path: Path) -> None:
     )
     client.execute()
     found = re.findall(r"^test accuracy: (\d\.\d+)$", printed(notebook), re.MULTILINE)
-    assert len(found) == 1
-    assert float(found[0]) > BOUNDS[path.name]
+    bound = BOUNDS[path.name]
+    assert len(found) == (bound is not None)
+    assert bound is None or float(found[0]) > bound
     assert list(tmp_path.iterdir()) == []
 
 

@@ -121,3 +121,18 @@ def test_mistakes(tmp_path):
         read_measurements(3)
     with pytest.raises(FileNotFoundError):
         read_measurements(tmp_path / "none.json")
+
+
+def test_the_file_of_a_sweep(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    failed = {"key": "a", "name": "hydra_s16", "error": "RuntimeError: out of memory"}
+    lines = [json.dumps(line) for line in (failed, row(key="b"), row(key="a", parameters=7))]
+    whole = "\n".join(lines) + "\n"
+    path.write_text(whole)
+    # What failed and was measured later is no failure any more.
+    assert [run.params for run in read_measurements(path)] == [7, 22_059_496]
+    path.write_text(whole + '{"key": "c", "na')
+    assert len(read_measurements(path)) == 2
+    path.write_text(json.dumps(row()) + '\n{"na')
+    with pytest.raises(ValueError, match="neither JSON"):
+        read_measurements(path)
