@@ -4,6 +4,7 @@ timm files a model under the last component of its entry point's ``__module__``;
 here, ``timm.list_models(module="efficient_vits")`` is exactly this package's.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
+
+from efficient_vits._hub_cache import verified
 
 default_cfgs: dict[str, Any] = {}
 __all__: list[str] = []
@@ -26,6 +29,9 @@ DEFAULT_CFG: Mapping[str, Any] = {
     "mean": IMAGENET_DEFAULT_MEAN,
     "std": IMAGENET_DEFAULT_STD,
 }
+
+# Arguments of a call that say where weights come from and where the model goes, not what it is.
+CALL_ONLY = {*inspect.signature(build_model_with_cfg).parameters, "device", "dtype"}
 
 
 def check_free(names: list[str]) -> None:
@@ -51,6 +57,9 @@ def add_entry_point(
 ) -> None:
     """Make `name` a model of timm's registry.
 
+    Models keep the arguments that they were created with as `creation_arguments`, and weights from
+    the Hub are compared with the Hub's hash of them before they are loaded.
+
     Args:
         name: Model name, free in the registry.
         create: Builds the model from keyword arguments; unknown ones raise TypeError.
@@ -65,14 +74,16 @@ def add_entry_point(
     check_free([name])
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             create,
             name,
             pretrained,
-            pretrained_filter_fn=filter_fn,
+            pretrained_filter_fn=verified(filter_fn, kwargs.get("cache_dir")),
             feature_cfg=dict(feature_cfg),
             **merge(kwargs),
         )
+        model.creation_arguments = {k: v for k, v in kwargs.items() if k not in CALL_ONLY}
+        return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__module__ = __name__
