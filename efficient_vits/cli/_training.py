@@ -3,7 +3,6 @@
 The training code, with pydantic and accelerate, is imported when a command runs.
 """
 
-import ast
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from efficient_vits.cli._console import ABSENT
 from efficient_vits.cli._errors import UserError
+from efficient_vits.cli._pairs import parse_pairs
 
 if TYPE_CHECKING:
     from efficient_vits.training import BatchPlan, EpochRow, Recipe, Start, Update
@@ -106,21 +106,7 @@ def choose_recipe(
             recipe = Recipe.from_yaml(file)
         except OSError as error:
             raise UserError(f"--recipe {file}: {error.strerror}") from error
-    return recipe.with_changes(**dict(map(parse_setting, settings or ())))
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``name=value``, the value a Python literal, or else a string; none and true in any case."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UserError(f"--set {text!r} is no setting; accepted is NAME=VALUE, such as lr=1e-3")
-    words = {"none": None, "null": None, "true": True, "false": False}
-    if value.lower() in words:
-        return name, words[value.lower()]
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return recipe.with_changes(**parse_pairs(settings or (), option="--set"))
 
 
 def run_training(

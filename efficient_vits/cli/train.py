@@ -9,6 +9,7 @@ from efficient_vits.cli import _training as shared
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import AsJson, print_json
 from efficient_vits.cli._models import check_name
+from efficient_vits.cli._pairs import parse_pairs
 
 
 @app.command(epilog="Example: efficient-vits train hydra_ti16 --data digits")
@@ -51,7 +52,7 @@ def train(
         chosen = shared.choose_recipe(preset, recipe, settings, default=default, model=name)
         folder = output or Path("runs") / f"{name}-{chosen.name}-{seed}"
         result = shared.run_training(
-            Start(name, dict(map(shared.parse_setting, arguments or ())), pretrained),
+            Start(name, parse_pairs(arguments or (), option="--arg"), pretrained),
             chosen,
             folder,
             data=data,

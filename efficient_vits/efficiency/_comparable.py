@@ -10,7 +10,7 @@ _MACHINE = (
     "cpu device driver cuda platform threads python torch timm efficient_vits".split()  # noqa: SIM905
 )
 # What is asked to be measured is no difference in how.
-_WHAT = {"throughput", "memory", "latency", "training"}
+_WHAT = {"throughput", "memory", "latency", "training", "energy"}
 _NOT_SAID = "not said"
 
 
@@ -36,9 +36,15 @@ def protocol(row: Mapping[str, Any]) -> Facts:
         facts["dtype"] = str(row["dtype"])
     options = (row.get("job") or {}).get("options") or {}
     for name, value in options.items():
-        # "cuda:1" is a matter of which device, and told by the machine.
-        if not (name in _WHAT and isinstance(value, bool)) and name != "device":
+        # "cuda:1" is a matter of which device, and told by the machine; what was asked for in
+        # "options" stands in the row as what was in force.
+        if not (name in _WHAT and isinstance(value, bool)) and name not in ("device", "options"):
             facts[name] = str(value)
+    speed = row.get("throughput") or {}
+    if "protocol" in speed:
+        facts["protocol"] = str(speed["protocol"])
+    for name, value in (speed.get("options") or {}).items():
+        facts[f"option {name}"] = str(value)
     return facts
 
 

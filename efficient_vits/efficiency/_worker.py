@@ -22,13 +22,13 @@ import timm
 import torch
 from torch import nn
 
+from efficient_vits.efficiency.batch_search import is_out_of_memory
+from efficient_vits.efficiency.commits import commit
 from efficient_vits.efficiency.environment import environment
 from efficient_vits.efficiency.jobs import Job
 from efficient_vits.efficiency.measure import measure
-from efficient_vits.efficiency.provenance import clocks, provenance
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate", "cannot allocate")
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
             text = "".join(traceback.format_exception(error))
             say(
                 error=" ".join(f"{type(error).__name__}: {error}".split()),
-                reason="out of memory" if _is_memory(error) else "exception",
+                reason="out of memory" if is_out_of_memory(error) else "exception",
                 output=text,
             )
 
@@ -60,9 +60,10 @@ def _measured(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     for module in job.imports:
         importlib.import_module(module)
     device = job.options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    origin = provenance(["efficient_vits", *job.imports], device)
+    origin: dict[str, Any] = {"commit": {module: commit(module) for module in job.imports}}
     # Said before anything can go wrong, so that the row of a failure has it too.
-    say(facts={"environment": environment(), "provenance": origin})
+    facts = environment()
+    say(facts={"environment": facts, "provenance": origin})
     say(step="building")
     torch.manual_seed(job.seed)
     model, options = _build(job)
@@ -74,7 +75,7 @@ def _measured(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     )
     origin = {
         **origin,
-        "clocks_after": clocks(device),
+        "state_before": facts["state"],
         "seconds": round(time.monotonic() - began, 3),
     }
     return {
@@ -104,13 +105,6 @@ def _function(name: str) -> Callable[[nn.Module], nn.Module]:
     module, _, attribute = name.partition(":")
     function: Callable[[nn.Module], nn.Module] = getattr(importlib.import_module(module), attribute)
     return function
-
-
-def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(
-        message in text for message in _MEMORY_MESSAGES
-    )
 
 
 def _end_with_parent() -> None:

@@ -24,7 +24,7 @@ from efficient_vits.efficiency.comparison import (
 )
 from efficient_vits.efficiency.journal import Row, read_rows
 
-INTERVALS = {"confidence": "interval", "prediction": "prediction_interval"}
+INTERVALS = {"confidence": "interval", "prediction": "prediction"}
 ACROSS = ("machines", "protocols")
 _ABSENT = "-"
 _DEFAULT_COLUMNS = ("parameters", "flops", "memory", "throughput")

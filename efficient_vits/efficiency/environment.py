@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from efficient_vits.efficiency import nvml
+from efficient_vits.efficiency.commits import commit
 
 # What libraries under torch read when they start; they change times without a trace elsewhere.
 _VARIABLES = (
@@ -62,7 +63,7 @@ def environment() -> dict[str, Any]:
         "timm": _version("timm"),
         "fvcore": _version("fvcore"),
         "efficient_vits": _version("efficient-vits"),
-        "commit": _commit(),
+        "commit": commit(__package__.partition(".")[0]),
         "platform": platform.platform(),
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
@@ -93,17 +94,6 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _commit() -> str | None:
-    """None too where the package merely lies inside somebody's repository (an environment)."""
-    folder = Path(__file__).parent
-    tracked = _output("git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name)
-    head = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-    if not tracked or not head:
-        return None
-    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--", str(folder.parent))
-    return head + "+" * bool(changed)
 
 
 def _cpuinfo(key: str) -> str | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -118,7 +118,7 @@ def measure(
     latency: bool = False,
     training: bool = False,
     energy: bool = False,
-    options: Options | None = None,
+    options: Options | Mapping[str, Any] | None = None,
     protocol: str = "default",
     iterations: int | None = None,
     images: Tensor | None = None,
@@ -144,8 +144,8 @@ def measure(
         latency: whether to measure the latency of single images.
         training: whether to measure training steps, of a copy.
         energy: whether to measure the energy per image, where there is a counter.
-        options: how the model is run while it is timed. Parameters, FLOPs and memory are those of
-            the model as it is.
+        options: how the model is run while it is timed, `Options` or its arguments. Parameters,
+            FLOPs and memory are those of the model as it is.
         protocol: of the throughput, see `measure_throughput`.
         iterations: of the paper's protocol, 1000 if None.
         transform: makes of the model what is measured, such as `efficient_vits.fuse`. It should
@@ -162,6 +162,8 @@ def measure(
             `measure_memory`, `measure_throughput`, `measure_latency`, `measure_training` and
             `measure_energy`.
     """
+    if isinstance(options, Mapping):
+        options = Options(**options)
     if isinstance(model, str):
         name = model
         model = _create(name)

@@ -55,8 +55,9 @@ def sweep(
     """Measures every combination of models, image sizes and batch sizes, each in a fresh process.
 
     Each result is appended to `output` as one line of JSON: the fields of `Measurement.to_dict()`;
-    ``job``, all that was asked for; ``key``, which names the job; ``provenance``, with host, time,
-    commits and clocks. A job that fails has a row too, with ``error`` and with ``reason``:
+    ``job``, all that was asked for; ``key``, which names the job; ``provenance``, with the commits
+    of `imports`, the state of the machine before, and the seconds that the job took. A job that
+    fails has a row too, with ``error`` and with ``reason``:
     "exception", "out of memory", "timeout", "killed" (by a signal), "exit" (the process ended
     without a result) or "launcher". A sweep that is killed, at any point and by any means, goes on
     where it was when it is called again: jobs that have a row are not run again.

@@ -28,7 +28,7 @@ def rows(tmp_path: Path) -> Path:
                         "spread": 0.1,
                         "device": "cpu",
                         "interval": [speed - 5, speed + 5],
-                        "prediction_interval": [speed - 10, speed + 10],
+                        "prediction": [speed - 10, speed + 10],
                     },
                     "input_size": [3, 224, 224],
                     "environment": {"cpu": cpu},

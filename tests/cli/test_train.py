@@ -3,14 +3,23 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-SMALL = ("--data", "digits", "--cpu", "--workers", "0", "--set", "epochs=2", "--set", "img_size=16",
-         "--set", "batch_size=448")  # fmt: skip
+SMALL = (
+    "--data",
+    "digits",
+    "--cpu",
+    "--workers",
+    "0",
+    "--set",
+    "epochs=2",
+    "--set",
+    "batch_size=448",
+)
 TINY = ("--arg", "depth=1", "--arg", "embed_dim=32", "--arg", "num_heads=2")
 
 
 def test_train_evaluate_and_finetune(run, run_json, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run("train", "hydra_ti16", *SMALL, *TINY)
+    status, out, err = run("train", "hydra_ti16", *SMALL, *TINY, "--set", "img_size=16")
     assert status == 0
     assert "hydra_ti16: top-1" in out
     assert "epoch 2/2" in err
@@ -34,7 +43,7 @@ def test_train_evaluate_and_finetune(run, run_json, tmp_path, monkeypatch):
 
 def test_a_run_goes_on_only_when_asked_to(run, tmp_path):
     folder = tmp_path / "run"
-    command = ("train", "vit_ti16", *SMALL, *TINY, "-o", folder)
+    command = ("train", "vit_ti16", *SMALL, *TINY, "--set", "img_size=16", "-o", folder)
     assert run(*command)[0] == 0
     before = (folder / "last" / "model.safetensors").read_bytes()
     status, _, err = run(*command)
@@ -50,7 +59,10 @@ def test_a_run_goes_on_only_when_asked_to(run, tmp_path):
         (("train", "vit_ti17", "--data", "digits"), "no model 'vit_ti17'"),
         (("train", "vit_ti16", "--data", "nowhere"), "no data at 'nowhere'"),
         (("train", "vit_ti16", "--data", "digits", "--set", "epoch=3"), "near names: epochs"),
-        (("train", "vit_ti16", "--data", "digits", "--set", "epochs"), "accepted is NAME=VALUE"),
+        (
+            ("train", "vit_ti16", "--data", "digits", "--set", "epochs"),
+            "--set 'epochs' is no KEY=VALUE",
+        ),
         (("train", "vit_ti16", "--data", "digits", "--preset", "digit"), "near names: digits"),
         (("train", "vit_ti16", "--data", "digits", "--recipe", "no.yaml"), "--recipe no.yaml: No"),
         (

@@ -23,7 +23,7 @@ def row(name: str, speed: float | None = 100.0, **changes: Any) -> dict[str, Any
             "batch_size": 8,
             "device": "cuda:0",
             "interval": [speed * 0.9, speed * 1.2],
-            "prediction_interval": [speed * 0.8, speed * 1.5],
+            "prediction": [speed * 0.8, speed * 1.5],
         }
     base = {
         "key": f"{name}{speed}{sorted(changes)}",
@@ -95,7 +95,7 @@ def test_without_intervals_there_are_quartiles() -> None:
     assert compare([old], columns=["flops"]).interval == "none"
     with pytest.raises(ValueError, match="no prediction interval of old"):
         compare(
-            [row("a"), row("old", throughput={**old["throughput"], "prediction_interval": None})],
+            [row("a"), row("old", throughput={**old["throughput"], "prediction": None})],
             interval="prediction",
         )
 

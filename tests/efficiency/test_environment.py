@@ -2,9 +2,7 @@ import datetime
 import importlib
 import json
 import platform
-import shutil
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,31 +47,6 @@ def test_what_changes_from_moment_to_moment_is_apart(monkeypatch: pytest.MonkeyP
 def git(*arguments: str) -> str:
     command = ["git", "-c", "user.name=a", "-c", "user.email=b", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_the_commit_is_that_of_the_packages_own_checkout(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    folder = tmp_path / "package" / "efficiency"
-    folder.mkdir(parents=True)
-    source = folder / "environment.py"
-    source.write_text("one")
-    monkeypatch.setattr(module, "__file__", str(source))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert module._commit() is None  # no repository
-    git("-C", str(tmp_path), "init", "--quiet")
-    (tmp_path / "other").write_text("")
-    git("-C", str(tmp_path), "add", "other")
-    git("-C", str(tmp_path), "commit", "--quiet", "-m", "somebody else's")
-    assert module._commit() is None  # merely lies in it, as an environment does
-    git("-C", str(tmp_path), "add", ".")
-    git("-C", str(tmp_path), "commit", "--quiet", "-m", "own")
-    head = git("-C", str(tmp_path), "rev-parse", "HEAD")
-    assert module._commit() == head
-    source.write_text("two")
-    assert module._commit() == f"{head}+"
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert module._commit() is None
 
 
 @pytest.fixture

@@ -179,8 +179,9 @@ def test_failures_have_rows_and_run_again_on_request(mischief: Path) -> None:
     assert better["key"] == row["key"]
     assert (better["name"], better["transform"]) == ("test_resnet", "first_time_only")
     assert better["job"] == row["job"]
-    assert better["provenance"].keys() >= {"host", "started", "commit", "clocks", "seconds"}
-    assert better["provenance"]["commit"].keys() == {"efficient_vits", "mischief"}
+    assert better["provenance"].keys() == {"commit", "state_before", "seconds"}
+    assert better["provenance"]["commit"].keys() == {"mischief"}
+    assert better["environment"].keys() >= {"commit", "state", "variables"}
     assert output.read_text().count("\n") == 4
     with pytest.warns(UserWarning, match="left out"):
         assert [run.name for run in read_measurements(output)] == ["test_resnet"]
