@@ -7,8 +7,10 @@ from efficient_vits.efficiency.compare import Comparison, compare
 from efficient_vits.efficiency.distribution import FlopDistribution, Spread, flop_distribution
 from efficient_vits.efficiency.energy import Energy, measure_energy
 from efficient_vits.efficiency.environment import environment
+from efficient_vits.efficiency.estimate import estimate_memory
 from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.journal import JournalError, read_rows
+from efficient_vits.efficiency.largest_batch import largest_batch
 from efficient_vits.efficiency.latency import Latency, measure_latency
 from efficient_vits.efficiency.launchers import Local
 from efficient_vits.efficiency.measure import Measurement, measure
@@ -41,7 +43,9 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "environment",
+    "estimate_memory",
     "flop_distribution",
+    "largest_batch",
     "measure",
     "measure_energy",
     "measure_latency",
