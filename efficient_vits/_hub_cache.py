@@ -74,7 +74,7 @@ def check_cached(path: Path, repo_id: str) -> None:
     )
 
 
-def verified(filter_fn: Filter | None, cache_dir: str | Path | None) -> Filter:
+def verified(filter_fn: Filter, cache_dir: str | Path | None) -> Filter:
     """A filter for timm that checks downloaded weights before they reach the model.
 
     Args:
@@ -85,7 +85,7 @@ def verified(filter_fn: Filter | None, cache_dir: str | Path | None) -> Filter:
     def check_then_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, Any]:
         for path, repo_id in _downloaded(model.pretrained_cfg, cache_dir):  # type: ignore[arg-type]
             check_cached(path, repo_id)
-        return state if filter_fn is None else filter_fn(state, model)
+        return filter_fn(state, model)
 
     return check_then_filter
 

@@ -124,6 +124,8 @@ class AfnoAttention(nn.Module):
         sparsity_threshold: What real and imaginary parts are shrunk by.
         hard_thresholding_fraction: Fraction of the frequencies along each axis that is kept, from
             the lowest on; the others become zero.
+        add_input: Add the tokens to the result, as the authors' code does with skip connections
+            around filter and MLP; the benchmark's does not.
 
     Shape: (B, P + H * W, dim) -> the same.
 
@@ -135,6 +137,7 @@ class AfnoAttention(nn.Module):
         grid=True, mixes_prefix=False, refuses=frozenset({"qk_norm", "scale_norm"})
     )
     products: Final[bool]
+    add_input: Final[bool]
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ class AfnoAttention(nn.Module):
         num_blocks: int = 8,
         sparsity_threshold: float = 0.01,
         hard_thresholding_fraction: float = 1.0,
+        add_input: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -170,6 +174,7 @@ class AfnoAttention(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.sparsity_threshold = float(sparsity_threshold)
         self.hard_thresholding_fraction = float(hard_thresholding_fraction)
+        self.add_input = add_input
         self.products = is_exportable()
         factory = {"device": device, "dtype": dtype}
         inner = dim // num_blocks
@@ -205,7 +210,10 @@ class AfnoAttention(nn.Module):
             self.hard_thresholding_fraction,
             self.products,
         )
-        return self.proj_drop(torch.cat([x[:, :P], y.reshape(B, H * W, C)], dim=1))
+        y = y.reshape(B, H * W, C)
+        if self.add_input:
+            y = y + x[:, P:]
+        return self.proj_drop(torch.cat([x[:, :P], y], dim=1))
 
     @torch.jit.ignore
     def set_grid_size(self, grid_size: tuple[int, int]) -> None:

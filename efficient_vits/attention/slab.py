@@ -86,6 +86,7 @@ class SlabAttention(nn.Module):
         token_count=True, grid=True, gives=frozenset({"keys"})
     )
     first_linear: ClassVar[str] = "qkv"
+    authors_unused: ClassVar[tuple[str, ...]] = ("cls_token",)
     reports_keys: Final[bool]
 
     def __init__(

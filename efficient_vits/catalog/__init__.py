@@ -14,17 +14,20 @@ import warnings
 import timm
 
 from efficient_vits.catalog._cards import AXES, ModelCard, Paper, cards, derive
+from efficient_vits.catalog._weights import PublishedWeights, weights
 
 __all__ = [
     "AXES",
     "ModelCard",
     "Paper",
+    "PublishedWeights",
     "cards",
     "count_parameters_of",
     "derive",
     "is_available",
     "list_models",
     "model_card",
+    "published_weights",
 ]
 
 
@@ -45,6 +48,12 @@ def model_card(name: str) -> ModelCard:
         near = difflib.get_close_matches(name, cards(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see efficient_vits.list_models()"
         raise ValueError(f"no model {name!r} in the catalog; {hint}") from None
+
+
+def published_weights(name: str) -> tuple[PublishedWeights, ...]:
+    """Weights that somebody published for a model, also before it has a card."""
+    card = cards().get(name)
+    return weights().get(name, ()) if card is None else card.weights
 
 
 def list_models(

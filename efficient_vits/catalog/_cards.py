@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from efficient_vits.catalog._weights import PublishedWeights, weights
+
 AXES = {
     "attention": "token mixing",
     "reduction": "token sequence",
@@ -56,6 +58,10 @@ class ModelCard:
         licence: SPDX identifier of that code's licence, ``none`` where it has none, empty where
             unknown. This package's own code is Apache-2.0 throughout.
         note: What else one should know.
+        weights: Weights that somebody published for it, the preferred ones first.
+        no_weights: Where there are none, why not.
+        warm_start: Name in timm, with its tag, of the nearest published weights to start from with
+            `efficient_vits.warm_start`; empty where nothing published has its parts.
     """
 
     name: str
@@ -72,6 +78,9 @@ class ModelCard:
     authors_code: str = ""
     licence: str = ""
     note: str = ""
+    weights: tuple[PublishedWeights, ...] = ()
+    no_weights: str = ""
+    warm_start: str = ""
 
     @property
     def year(self) -> int | None:
@@ -96,6 +105,9 @@ def _read(row: Mapping[str, str]) -> ModelCard:
         authors_code=row["authors_code"],
         licence=row["licence"],
         note=row["note"],
+        weights=weights().get(row["name"], ()),
+        no_weights=row["no_weights"],
+        warm_start=row["warm_start"],
     )
 
 
@@ -113,6 +125,8 @@ def derive(
     relatives: Sequence[str],
     paper: Paper | None = None,
     img_size: int | None = None,
+    stands_in_for: str = "",
+    warm_start: str = "",
 ) -> None:
     """Make sure that `name` has a card: its own, or one after the first relative that has.
 
@@ -124,9 +138,15 @@ def derive(
         relatives: Names of variants of the same mechanism, nearest first.
         paper: Source of a mechanism that the packaged table does not know.
         img_size: Pixels of height and width; None for those of the relative, or 224 without one.
+        stands_in_for: Name of a model whose published weights are right for this one as they are.
+        warm_start: Name in timm of the nearest published weights.
     """
     table = cards()
+    published = weights().get(name, ()) + weights().get(stands_in_for, ())
     if name in table:
+        table[name] = dataclasses.replace(
+            table[name], weights=published, warm_start=warm_start or table[name].warm_start
+        )
         return
     known = next((table[other] for other in relatives if other in table), None)
     if known is None:
@@ -141,4 +161,7 @@ def derive(
         reference_args={},
         reference_name="",
         note="",
+        weights=published,
+        no_weights="" if published else known.no_weights or "no weights of this size were found",
+        warm_start=warm_start,
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from efficient_vits.catalog import (
     ModelCard,
+    PublishedWeights,
     count_parameters_of,
     is_available,
     model_card,
@@ -60,9 +61,27 @@ def _rows(card: ModelCard, parameters: int | None, tags: list[str]) -> list[tupl
         ("registered here", "yes" if parameters is not None else "not in this version"),
         ("as benchmarked", _call(card)),
         ("pretrained", ", ".join(tags) or "none"),
+        *(("weights", _weights(card, entry)) for entry in card.weights),
+        *([("weights", f"none: {card.no_weights}")] if card.no_weights else []),
+        *([("warm start", card.warm_start)] if card.no_weights and card.warm_start else []),
         ("note", card.note),
     ]
     return [(label, text or ABSENT) for label, text in rows]
+
+
+def _weights(card: ModelCard, entry: PublishedWeights) -> str:
+    """Where some weights are, in one line; those without a tag are fetched by hand."""
+    facts = [
+        entry.address,
+        f"licence {entry.licence}",
+        "" if entry.top1 is None else f"{entry.top1:g} % top-1",
+        f"layout {entry.layout}",
+        "" if entry.tag else "by hand",
+        entry.arguments and f"with {entry.arguments}",
+        entry.note,
+    ]
+    tag = f"{card.name}.{entry.tag}: " if entry.tag else ""
+    return tag + "; ".join(fact for fact in facts if fact)
 
 
 def _parameters(card: ModelCard, counted: int | None) -> str:

@@ -1,12 +1,10 @@
 """All measurements of one model at once."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from efficient_vits.efficiency.flops import FlopCount, count_flops
 from efficient_vits.efficiency.inputs import check_arguments
 from efficient_vits.efficiency.latency import Latency, measure_latency
 from efficient_vits.efficiency.memory import MemoryUse, measure_memory
+from efficient_vits.efficiency.named import build, own_input_size
 from efficient_vits.efficiency.options import Options
 from efficient_vits.efficiency.parameters import count_active_parameters, count_parameters
 from efficient_vits.efficiency.throughput import Throughput, measure_throughput
@@ -27,8 +26,6 @@ from efficient_vits.efficiency.timing_rows import (
     training_rows,
 )
 from efficient_vits.efficiency.training_speed import TrainingSpeed, measure_training
-
-_DEFAULT_INPUT_SIZE = (3, 224, 224)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,13 +163,13 @@ def measure(
         options = Options(**options)
     if isinstance(model, str):
         name = model
-        model = _create(name)
+        model = build(name)
         if device is None and torch.cuda.is_available():
             device = "cuda"
     else:
         name = type(model).__name__
     if input_size is None:
-        input_size = _own_input_size(model)
+        input_size = own_input_size(model)
     check_arguments(model, input_size, 1 if batch_size is None else batch_size)
     if transform is not None:
         model = transform(model)
@@ -251,26 +248,6 @@ def _rows(distribution: FlopDistribution) -> list[tuple[str, str]]:
     if tokens:
         rows.append(("tokens", f"{tokens.mean:.1f} ± {tokens.std:.1f} patch tokens per block"))
     return rows
-
-
-def _create(name: str) -> nn.Module:
-    # A name with a scheme ("hf-hub:...", "local-dir:...") is not in timm's registry.
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise ValueError(f"timm knows no model {name!r}{hint}")
-    model: nn.Module = timm.create_model(name)
-    return model
-
-
-def _own_input_size(model: nn.Module) -> tuple[int, ...]:
-    """What a timm model was built for: its configuration, corrected by its own attributes."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    channels, *size = config.get("input_size") or _DEFAULT_INPUT_SIZE
-    # The configuration keeps its values when a model is built with img_size= or in_chans=.
-    patch_embed = getattr(model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None) or size
-    return (getattr(model, "in_chans", channels), *size)
 
 
 def _function_name(function: Callable[..., object]) -> str:

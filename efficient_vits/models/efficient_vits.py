@@ -11,9 +11,17 @@ from typing import Any
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import nn
 
+from efficient_vits import catalog
+from efficient_vits._fit import checkpoint_filter
+from efficient_vits._harmless import harmless_settings
 from efficient_vits._hub_cache import verified
 
 default_cfgs: dict[str, Any] = {}
@@ -44,6 +52,84 @@ def check_free(names: list[str]) -> None:
         raise ValueError(f"timm's registry already has {owners}; choose other names")
 
 
+def pretrained_cfgs(name: str) -> dict[str, dict[str, Any]]:
+    """Entries of the ``pretrained_cfg`` of each tag: where weights are, how they were trained.
+
+    For timm's repositories that is timm's own record; a tag that the installed timm does not know
+    is left out. So is what belongs to the model and not to its weights, and the address of the
+    authors' own file, which has other names.
+    """
+    own = (
+        *("architecture", "tag", "url"),
+        *("fixed_input_size", "pool_size", "first_conv", "classifier"),
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for entry in catalog.published_weights(name):
+        organisation, _, repository = entry.hub_id.partition("/")
+        if organisation == "timm":
+            if repository in timm.list_pretrained(f"{repository.partition('.')[0]}.*"):
+                record = timm.get_pretrained_cfg(repository).to_dict(remove_null=True)
+                found[entry.tag] = {k: v for k, v in record.items() if k not in own}
+        elif entry.tag:
+            found[entry.tag] = {"license": entry.licence.lower(), **_place(entry)}
+    return found
+
+
+def _place(entry: catalog.PublishedWeights) -> dict[str, str]:
+    if not entry.hub_id:
+        return {"url": entry.source}
+    filename = {"hf_hub_filename": entry.hub_filename} if entry.hub_filename else {}
+    return {"hf_hub_id": entry.hub_id, **filename}
+
+
+SOURCES = ("state_dict", "file", "hf_hub_id", "url")
+
+
+def _is_published(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the weights that a call asks for are published ones, and not the caller's own.
+
+    Raises:
+        RuntimeError: There are none at all; what there is instead is said.
+    """
+    cfg = resolve_pretrained_cfg(
+        name,
+        pretrained_cfg=arguments.get("pretrained_cfg"),
+        pretrained_cfg_overlay=arguments.get("pretrained_cfg_overlay"),
+    )
+    if not any(getattr(cfg, source) for source in SOURCES):
+        raise RuntimeError(describe_lack(name))
+    places = [default_cfgs[name].cfgs[tag] for tag in default_cfgs[name].tags]
+    published = {(place.hf_hub_id, place.url) for place in places}
+    own = cfg.state_dict or cfg.file or cfg.source
+    return not own and (cfg.hf_hub_id, cfg.url) in published
+
+
+def describe_lack(name: str) -> str:
+    """Why ``pretrained=True`` has nothing to load, and what is nearest."""
+    card = catalog.cards().get(name)
+    text = f"No pretrained weights exist for {name} that can be downloaded by themselves"
+    if card is None:
+        return text
+    by_hand = [entry for entry in card.weights if not entry.tag]
+    if card.no_weights:
+        text += f": {card.no_weights}"
+    text += "."
+    if by_hand:
+        call = f"create_model({name!r}{', ' if by_hand[0].arguments else ''}{by_hand[0].arguments})"
+        text += (
+            f" By hand: {by_hand[0].address} (licence {by_hand[0].licence}) goes into "
+            f"efficient_vits.load_weights(timm.{call}, file)."
+        )
+    if card.warm_start:
+        text += (
+            f" The nearest beginning is efficient_vits.warm_start(model, "
+            f"timm.create_model({card.warm_start!r}, pretrained=True))."
+        )
+    elif not by_hand:
+        text += " Nothing published has its parts; train it from the start, with pretrained=False."
+    return text
+
+
 def add_entry_point(
     name: str,
     create: Callable[..., nn.Module],
@@ -52,10 +138,10 @@ def add_entry_point(
     cfg: Mapping[str, Any],
     feature_cfg: Mapping[str, Any],
     merge: Callable[[dict[str, Any]], dict[str, Any]],
-    weights: Mapping[str, Mapping[str, Any]] | None = None,
-    filter_fn: Callable[..., dict[str, Any]] | None = None,
+    filter_fn: Callable[..., dict[str, Any]] = checkpoint_filter,
+    check_trained: Callable[[dict[str, Any]], None] = lambda arguments: None,
 ) -> None:
-    """Make `name` a model of timm's registry.
+    """Make `name` a model of timm's registry, with the weights that the catalog has for it.
 
     Models keep the arguments that they were created with as `creation_arguments`, and weights from
     the Hub are compared with the Hub's hash of them before they are loaded.
@@ -67,21 +153,23 @@ def add_entry_point(
         cfg: Entries of the ``pretrained_cfg`` that differ from `DEFAULT_CFG`.
         feature_cfg: How ``features_only=True`` takes its maps.
         merge: Adds the model's defaults to the arguments of a call.
-        weights: Published weights: timm's tag -> entries of the ``pretrained_cfg`` that say where
-            they are and what they were trained with. The first is taken for ``pretrained=True``.
-        filter_fn: What published weights go through, ``(state_dict, model) -> state_dict``.
+        filter_fn: What weights go through, ``(state_dict, model) -> state_dict``.
+        check_trained: Raises if published weights are not right with the arguments of a call.
     """
     check_free([name])
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        model = build_model_with_cfg(
-            create,
-            name,
-            pretrained,
-            pretrained_filter_fn=verified(filter_fn, kwargs.get("cache_dir")),
-            feature_cfg=dict(feature_cfg),
-            **merge(kwargs),
-        )
+        if pretrained and _is_published(name, kwargs):
+            check_trained(kwargs)
+        with harmless_settings():
+            model = build_model_with_cfg(
+                create,
+                name,
+                pretrained,
+                pretrained_filter_fn=verified(filter_fn, kwargs.get("cache_dir")),
+                feature_cfg=dict(feature_cfg),
+                **merge(kwargs),
+            )
         model.creation_arguments = {k: v for k, v in kwargs.items() if k not in CALL_ONLY}
         return model
 
@@ -89,6 +177,8 @@ def add_entry_point(
     entry_point.__module__ = __name__
     entry_point.__doc__ = doc
     setattr(sys.modules[__name__], name, entry_point)
-    cfgs = {f"{name}.{tag}": {**DEFAULT_CFG, **cfg, **own} for tag, own in (weights or {}).items()}
+    cfgs = {
+        f"{name}.{tag}": {**DEFAULT_CFG, **cfg, **own} for tag, own in pretrained_cfgs(name).items()
+    }
     default_cfgs.update(generate_default_cfgs(cfgs or {name: {**DEFAULT_CFG, **cfg}}))
     register_model(entry_point)

@@ -1,6 +1,6 @@
 """Networks of timm in a published configuration, under the names of the catalog.
 
-The classes, and the weights that are published, are timm's; each row of `MODELS` says which
+The classes, and the weights that are published, are timm's; each entry says which
 configuration the name stands for. Published weights are offered where they are of exactly this
 configuration, under timm's tags and with timm's own record of how they were trained. Swin V2 was
 released with windows of 8 and 16 tokens only, and nobody released a Mixer-S/16: these two have
@@ -14,10 +14,9 @@ parameter names and weights are timm's.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
 import torch.nn.functional as F
 from timm.models import cait, mlp_mixer, swin_transformer, swin_transformer_v2, xcit
 from torch import Tensor, nn
@@ -72,24 +71,6 @@ class PublishedXcit(xcit.Xcit):
             block.attn = PublishedClassAttention(block.attn)
 
 
-def published(timm_name: str, tags: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """timm's record of some weights on the Hub: tag -> entries of the ``pretrained_cfg``.
-
-    A tag that the installed timm does not know is left out. So is what belongs to the model and not
-    to its weights, and the address of the authors' own file, which has other names.
-    """
-    own = (
-        *("architecture", "tag", "url"),
-        *("fixed_input_size", "pool_size", "first_conv", "classifier"),
-    )
-    found = {tag: timm.get_pretrained_cfg(f"{timm_name}.{tag}") for tag in tags}
-    return {
-        tag: {k: v for k, v in cfg.to_dict(remove_null=True).items() if k not in own}
-        for tag, cfg in found.items()
-        if cfg is not None
-    }
-
-
 def _merge(configuration: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     return {**configuration, **arguments}
 
@@ -101,7 +82,7 @@ def _add(
     configuration: dict[str, Any],
     cfg: Mapping[str, Any],
     feature_cfg: Mapping[str, Any],
-    **weights: Any,
+    **more: Any,
 ) -> None:
     efficient_vits.add_entry_point(
         name,
@@ -110,7 +91,7 @@ def _add(
         cfg=cfg,
         feature_cfg=feature_cfg,
         merge=functools.partial(_merge, configuration),
-        **weights,
+        **more,
     )
 
 
@@ -128,17 +109,14 @@ SWIN_CFG = {
     "classifier": "head.fc",
 }
 
-for _size, _timm_size in {"ti": "tiny", "s": "small"}.items():
+for _size, _depths in SWIN_DEPTHS.items():
     _add(
         f"swin_{_size}_w7",
         f"Swin-{_size.capitalize()} with windows of 7 x 7 tokens.",
         swin_transformer.SwinTransformer,
-        {**SWIN, "depths": SWIN_DEPTHS[_size]},
+        {**SWIN, "depths": _depths},
         SWIN_CFG,
         PYRAMID,
-        weights=published(
-            f"swin_{_timm_size}_patch4_window7_224", ("ms_in1k", "ms_in22k_ft_in1k", "ms_in22k")
-        ),
         filter_fn=swin_transformer.checkpoint_filter_fn,
     )
 
@@ -166,7 +144,6 @@ _add(
     },
     {"first_conv": "patch_embed.proj.0.0", "classifier": "head"},
     ISOTROPIC,
-    weights=published("xcit_small_12_p16_224", ("fb_in1k", "fb_dist_in1k")),
     filter_fn=xcit.checkpoint_filter_fn,
 )
 
@@ -178,7 +155,6 @@ _add(
     {"patch_size": 16, "embed_dim": 384, "depth": 24, "num_heads": 8, "init_values": 1e-5},
     {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"},
     ISOTROPIC,
-    weights=published("cait_s24_224", ("fb_dist_in1k",)),
     filter_fn=cait.checkpoint_filter_fn,
 )
 

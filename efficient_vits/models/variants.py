@@ -23,6 +23,12 @@ PATCH_SIZE = 16
 # The benchmark's ViT: no slot for the class token in the position embedding, LayerScale.
 HOST: dict[str, Any] = {"patch_size": PATCH_SIZE, "no_embed_class": True, "init_values": 1e-4}
 
+# timm's ViT of each size, from which a variant can start.
+WARM_STARTS = {
+    size: f"vit_{name}_patch16_224.augreg_in21k_ft_in1k"
+    for size, name in {"ti": "tiny", "s": "small", "b": "base", "l": "large"}.items()
+}
+
 CFG = {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
 
 
@@ -47,11 +53,18 @@ def register_variants(registry: Registry, entry: Entry) -> None:
     efficient_vits.check_free(list(models))
     for name, (size, own) in models.items():
         host = {**HOST, **sizes[size], **entry.vit}
-        _register(registry, entry, name, size, host, dict(own))
+        # What a plain ViT's weights are right for, and what they are only a beginning of.
+        plain = getattr(getattr(entry.cls, "traits", None), "plain_weights", False)
         same_variant = [sibling for sibling in models if models[sibling][1] is own]
         catalog.derive(
-            name, axis=registry.axis, relatives=[*same_variant, *models], paper=entry.paper
+            name,
+            axis=registry.axis,
+            relatives=[*same_variant, *models],
+            paper=entry.paper,
+            stands_in_for=f"vit_{size}{PATCH_SIZE}" if plain else "",
+            warm_start="" if entry.sizes else WARM_STARTS[size],
         )
+        _register(registry, entry, name, size, host, dict(own))
 
 
 def _register(
@@ -70,6 +83,19 @@ def _register(
         unbound = {key: value for key, value in own.items() if key not in given[0].bound}
         return {**host, registry.axis: entry.name, **unbound, **arguments}
 
+    def check_trained(arguments: dict[str, Any]) -> None:
+        """Published weights are those of this model's own attention and MLP."""
+        for axis, default in (("attention", "softmax"), ("mlp", "mlp")):
+            own_name = entry.name if registry.axis == axis else default
+            other = arguments.get(axis)
+            if other is not None and REGISTRIES[axis].resolve(other).name != own_name:
+                raise ValueError(
+                    f"the weights of {name} were trained with {axis}={own_name!r}, not {other!r}; "
+                    f"build the model with pretrained=False and start it with "
+                    f"efficient_vits.warm_start(model, timm.create_model({name!r}, "
+                    f"pretrained=True))"
+                )
+
     doc = (
         f"ViT-{size.capitalize()}/{PATCH_SIZE} with {registry.axis}={entry.name!r}"
         f"{''.join(f', {key}={value!r}' for key, value in own.items())}.\n\n"
@@ -82,6 +108,7 @@ def _register(
         cfg=CFG,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         merge=merge,
+        check_trained=check_trained,
     )
 
 

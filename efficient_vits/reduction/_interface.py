@@ -44,6 +44,7 @@ class ReductionTraits:
         auxiliary_loss: It leaves a term for `efficient_vits.auxiliary_loss`.
         prefix: It works on prefix tokens, so that there must be one.
         grid: It works on the grid of patches, so that no other may run before it.
+        plain_weights: A trained ViT's weights are right for it as they are.
     """
 
     place: Literal["before", "between", "after"] = "between"
@@ -54,6 +55,7 @@ class ReductionTraits:
     auxiliary_loss: bool = False
     prefix: bool = False
     grid: bool = False
+    plain_weights: bool = False
 
     @property
     def needs_prefix(self) -> bool:

@@ -120,7 +120,7 @@ class _ByAttentiveness(nn.Module):
     """What both share: the keep rate of the block."""
 
     traits: ClassVar[ReductionTraits] = ReductionTraits(
-        place="between", needs=frozenset({"class_attention"})
+        place="between", needs=frozenset({"class_attention"}), plain_weights=True
     )
 
     def __init__(

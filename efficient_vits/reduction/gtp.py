@@ -322,6 +322,7 @@ class GTP(nn.Module):
         sizes=True,
         sizes_count=False,
         state=True,
+        plain_weights=True,
     )
 
     def __init__(

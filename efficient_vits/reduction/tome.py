@@ -136,7 +136,7 @@ class ToMe(nn.Module):
     """
 
     traits: ClassVar[ReductionTraits] = ReductionTraits(
-        place="between", needs=frozenset({"keys"}), sizes=True
+        place="between", needs=frozenset({"keys"}), sizes=True, plain_weights=True
     )
 
     def __init__(

@@ -9,9 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from efficient_vits._state import WeightsError, put
-
-WRAPPERS = ("model", "state_dict", "model_state")
+from efficient_vits._harmless import harmless_settings
+from efficient_vits._state import WeightsError, opened
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -24,30 +23,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
         WeightsError: No such file, neither format, or something else than tensors inside.
     """
     content = source if isinstance(source, Mapping) else _read_file(Path(source))
-    while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
-        content = content[wrapper]
-    alien = [
-        repr(key)
-        for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    if alien:
-        raise WeightsError(
-            f"a state dict maps names to tensors, but {_some(alien)} "
-            f"{'is' if len(alien) == 1 else 'are'} something else; wrappers that are opened: "
-            f"{', '.join(WRAPPERS)}"
-        )
-    state: dict[str, Tensor] = {}
-    for key, value in content.items():
-        put(state, _strip(key), value)
-    return state
-
-
-def _strip(key: str) -> str:
-    key = key.replace("_orig_mod.", "")
-    while key.startswith("module."):
-        key = key[len("module.") :]
-    return key
+    return opened(content)
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
@@ -56,7 +32,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             raise WeightsError(f"no file {path}")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with harmless_settings():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a PyTorch file of tensors alone; nothing in it was run. If it is your "
@@ -72,8 +49,3 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

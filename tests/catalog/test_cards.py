@@ -154,6 +154,8 @@ def test_a_card_says_what_its_row_says():
         authors_code="youweiliang/evit",
         licence="Apache-2.0",
         note="as evit_s16, the dropped tokens fused into one",
+        weights=catalog.published_weights("evit_fuse_s16"),
+        warm_start="vit_small_patch16_224.augreg_in21k_ft_in1k",
     )
     assert efficient_vits.model_card("efficientmod_s").reference_args == {
         "embed_dim": [32, 64, 128, 256]

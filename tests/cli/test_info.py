@@ -67,3 +67,28 @@ def test_an_unknown_name(refused: Callable[..., str]) -> None:
     line = refused("info", "hydra_s61")
     assert "'hydra_s61'" in line
     assert "hydra_s16" in line
+
+
+def weights(out: str) -> list[str]:
+    return [line.split("  ", 1)[1].strip() for line in out.splitlines() if line[:9] == "weights  "]
+
+
+def test_weights_by_tag_and_by_hand(run: Callable[..., tuple[int, str, str]]) -> None:
+    by_tag = weights(run("info", "vit_s16")[1])
+    assert by_tag[0].startswith("vit_s16.augreg_in21k_ft_in1k: https://huggingface.co/timm/vit_")
+    assert "licence Apache-2.0; 81.402 % top-1; layout timm ViT" in by_tag[0]
+    (by_hand,) = weights(run("info", "wavevit_s")[1])
+    assert by_hand.startswith("https://drive.google.com/")
+    assert by_hand.endswith("by hand; with token_label=True")
+
+
+def test_no_weights_and_what_is_nearest(run: Callable[..., tuple[int, str, str]]) -> None:
+    out = run("info", "hydra_s16")[1]
+    assert weights(out) == ["none: the authors released none"]
+    assert lines(out)["warm start"] == "vit_small_patch16_224.augreg_in21k_ft_in1k"
+
+
+def test_weights_in_json(run_json: Callable[..., Any]) -> None:
+    card = run_json("info", "slab_s16")
+    assert [entry["licence"] for entry in card["weights"]] == ["none"]
+    assert card["no_weights"] == ""

@@ -1,8 +1,12 @@
 """What a file of weights may look like, and what is refused."""
 
+import argparse
 import itertools
 import pickle
+import sys
+import types
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -217,3 +221,44 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, save):
     else:
         torch.load(path, weights_only=False)["weight"].close()
     assert sprung.exists()
+
+
+def test_settings_beside_the_tensors_are_read_and_forgotten(tmp_path):
+    """As training code leaves them: arguments, numbers of NumPy, nodes of a configuration."""
+    best = {"best": np.float64(81.4), "args": argparse.Namespace(lr=0.1, out=tmp_path)}
+    torch.save({"model": state(), "epoch": 3, **best}, tmp_path / "checkpoint.pth")
+    assert_loads(tmp_path / "checkpoint.pth")
+    node = types.ModuleType("yacs.config")
+    node.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "yacs.config", node)
+        config = node.CfgNode(MODEL=node.CfgNode(NAME="swin"))
+        config.__dict__["frozen"] = True
+        torch.save({"model": state(), "config": config}, tmp_path / "node.pth")
+    assert_loads(tmp_path / "node.pth")
+
+
+class Disguised(argparse.Namespace):
+    """Settings of a class of one's own."""
+
+
+def test_settings_of_any_other_class_are_refused(tmp_path):
+    torch.save({"model": state(), "args": Disguised(lr=1)}, tmp_path / "other.pth")
+    assert_refused(tmp_path / "other.pth", "nothing in it was run")
+
+
+def test_what_is_read_in_a_file_of_settings_runs_no_code(tmp_path):
+    """The name of a harmless class with the arguments of a dangerous call."""
+    sprung = tmp_path / "sprung"
+    path = tmp_path / "trap.pth"
+    torch.save({"model": state(), "args": argparse.Namespace(run=Trap(sprung))}, path)
+    assert_refused(path, "nothing in it was run")
+    assert not sprung.exists()
+
+
+def test_reading_leaves_no_class_allowed_for_others(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": state(), "args": argparse.Namespace(lr=0.1)}, path)
+    assert_loads(path)
+    with pytest.raises(pickle.UnpicklingError, match="Namespace"):
+        torch.load(path, weights_only=True)

@@ -278,3 +278,46 @@ def test_structural_buffers_are_those_of_their_own_module():
     holder.inner.register_buffer("window", torch.zeros(2))
     holder.structural_buffers = ("window",)
     assert "missing (1): inner.window" in refusal(holder, {})
+
+
+class Half(torch.Tensor):
+    """Looks like a tensor and cannot be copied."""
+
+    @classmethod
+    def __torch_function__(cls, function, kinds, arguments=(), keywords=None):
+        if function is torch.Tensor.copy_ or function.__name__ == "copy_":
+            raise RuntimeError("torn")
+        return super().__torch_function__(function, kinds, arguments, keywords or {})
+
+
+@pytest.mark.parametrize("load", [efficient_vits.load_weights, efficient_vits.warm_start])
+def test_a_copy_that_fails_halfway_is_taken_back(load):
+    model, state = tiny(), copies(tiny())
+    before = copies(model)
+    state["norm.weight"] = state["norm.weight"].as_subclass(Half)
+    with pytest.raises(WeightsError, match="torn"):
+        load(model, state)
+    assert_equal_states(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("load", [efficient_vits.load_weights, efficient_vits.warm_start])
+def test_complex_numbers_are_refused(load):
+    model, state = tiny(), copies(tiny())
+    before = copies(model)
+    state["norm.weight"] = state["norm.weight"].to(torch.complex64)
+    with pytest.raises(WeightsError, match=r"norm\.weight is complex"):
+        load(model, state)
+    assert_equal_states(model.state_dict(), before)
+
+
+def test_a_load_runs_no_hooks_that_could_change_the_model():
+    """`load_state_dict` would run them before it finds out what does not fit."""
+    model, state = tiny(), copies(tiny())
+
+    def mutate(module, content, *rest):
+        with torch.no_grad():
+            module.cls_token.zero_()
+
+    model.register_load_state_dict_pre_hook(mutate)
+    state["extra"] = torch.zeros(1)
+    assert "extra" in refusal(model, state)

@@ -5,7 +5,9 @@ import timm
 import torch
 from timm.models import VisionTransformer
 
-from efficient_vits import load_weights, warm_start
+from efficient_vits import load_weights, replace_attention, warm_start
+from efficient_vits._fit import fits
+from efficient_vits.catalog import cards
 from efficient_vits.models import create_vit
 from efficient_vits.weights import WeightsError
 
@@ -68,3 +70,87 @@ def test_nothing_that_fits_is_an_error_and_changes_nothing():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(ValueError, match="meta"):
         warm_start(timm.create_model("vit_ti16", device="meta"), model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224"],
+)
+def test_after_it_a_hybrid_starts_where_the_vit_was(name):
+    """Blocks whose attention is untouched compute what they did, up to the first that is new."""
+    small = {**TINY, "depth": 4}
+    source = timm.create_model(name, **small).eval()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = create_vit(**small, **HOST).eval()
+    replace_attention(model, "hydra", blocks=[3])
+    replace_attention(model, "linformer", blocks=[2], k=8)
+    account = warm_start(model, source)
+    assert account.unused == []
+    assert account.new == [f"blocks.2.attn.proj_{part}" for part in "kv"]
+    x = torch.randn(2, 3, 64, 64)
+    ours = model.forward_intermediates(x, intermediates_only=True)
+    theirs = source.forward_intermediates(x, intermediates_only=True)
+    for index in (0, 1):
+        torch.testing.assert_close(ours[index], theirs[index], atol=1e-5, rtol=1e-5)
+    for index in (2, 3):
+        assert not torch.allclose(ours[index], theirs[index], atol=1e-3)
+    # Each new block, too, has the ViT's own queries, keys, values and MLP.
+    for index in (2, 3):
+        mine, its = model.blocks[index], source.blocks[index]
+        assert torch.equal(mine.attn.qkv.weight, its.attn.qkv.weight)
+        tokens = torch.randn(1, 17, 32)
+        torch.testing.assert_close(mine.mlp(mine.norm2(tokens)), its.mlp(its.norm2(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("attention", "reduction"),
+    [
+        *((name, None) for name in ("hydra", "linear", "nystrom", "linformer", "performer")),
+        ("hydra", "tome"),
+        ("softmax", "evit"),
+        ("softmax", "dynamicvit"),
+    ],
+)
+def test_any_variant_takes_all_of_a_vit(attention, reduction):
+    source = VisionTransformer(**TINY)
+    model = create_vit(**TINY, **HOST, attention=attention, reduction=reduction)
+    account = warm_start(model, source)
+    assert account.unused == []
+    assert set(account.new).isdisjoint(source.state_dict())
+    assert set(account.kept) | set(account.new) == model.state_dict().keys()
+
+
+FOREIGN = {
+    "distilled DeiT": ("deit_tiny_distilled_patch16_224", "a distillation token"),
+    "EVA-02": ("eva02_tiny_patch14_224", "as in BEiT and EVA"),
+    "BEiT": ("beit_base_patch16_224", "biases apart"),
+    "CLIP": ("vit_base_patch16_clip_224", "a norm before the blocks"),
+    "registers": ("vit_small_patch14_reg4_dinov2", "registers"),
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), FOREIGN.values(), ids=FOREIGN)
+def test_what_computes_otherwise_than_a_vit_is_refused(name, reason):
+    sizes = {k: v for k, v in TINY.items() if k != "patch_size"}
+    patch = 14 if "14" in name else 16
+    sizes["img_size"] = 4 * patch
+    source = timm.create_model(name, **sizes)
+    model = create_vit(**TINY, **HOST)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=reason):
+        warm_start(model, source)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+NEAREST = sorted({card.name for card in cards().values() if card.no_weights and card.warm_start})
+
+
+@pytest.mark.parametrize("name", [n for n in NEAREST if "_ti" in n or n == "sinkhorn_cait_s16"])
+def test_the_nearest_that_the_catalog_names_fits(name):
+    """By shapes alone, at full size: a third of its tensors is carried over, or more."""
+    model = timm.create_model(name, device="meta")
+    source = timm.create_model(cards()[name].warm_start.partition(".")[0], device="meta")
+    best = max(fits(model, source.state_dict()), key=lambda fit: len(fit.values))
+    assert len(best.values) > len(source.state_dict()) / 3

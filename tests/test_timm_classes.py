@@ -4,8 +4,7 @@ import pytest
 import timm
 import torch
 
-from efficient_vits.weights import WeightsError, load_weights
-from efficient_vits.weights._timm_classes import (
+from efficient_vits._timm_classes import (
     EFFICIENTFORMER,
     EFFICIENTVIT,
     FASTVIT,
@@ -14,6 +13,7 @@ from efficient_vits.weights._timm_classes import (
     translated_name,
     translation_of,
 )
+from efficient_vits.weights import WeightsError, load_weights
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ concerns a whole model.
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from efficient_vits._state import put
-from efficient_vits.weights._timm_classes import translation_of
+from efficient_vits._timm_classes import translation_of
 
-SCALES = (".ls1.gamma", ".ls2.gamma")
+SCALES = re.compile(r"\.ls[12]\.gamma$")
 Layout = Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Tensor]]
 Translation = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -69,10 +70,26 @@ def timm_vit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     if getattr(model, "no_embed_class", False) and _has_slot(out):
         slot, grid = out["pos_embed"][:, :1], out["pos_embed"][:, 1:]
         out["cls_token"], out["pos_embed"] = out["cls_token"] + slot, grid
-    if not any(name.endswith(SCALES) for name in out):
-        scales = {k: v for k, v in model.state_dict().items() if k.endswith(SCALES)}
-        out.update({name: torch.ones_like(value) for name, value in scales.items()})
-    return out
+    return with_unit_scales(model, out)
+
+
+def authors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Authors' releases: mostly the benchmark's names, which kept theirs, without LayerScale.
+
+    What their code stores and never reads is left out (`authors_unused` of the modules); a network
+    without LayerScale is one whose LayerScale is 1.
+    """
+    unused = {name for part in model.modules() for name in getattr(part, "authors_unused", ())}
+    read = {name: value for name, value in state.items() if name not in unused}
+    return with_unit_scales(model, announced(from_reference)(model, read))
+
+
+def with_unit_scales(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state`, with the model's LayerScale at 1 where it has none at all."""
+    if any(SCALES.search(name) for name in state):
+        return state
+    scales = {name: v for name, v in model.state_dict().items() if SCALES.search(name)}
+    return state | {name: torch.ones_like(value) for name, value in scales.items()}
 
 
 def _has_slot(state: Mapping[str, Tensor]) -> bool:
@@ -87,5 +104,6 @@ LAYOUTS: Mapping[str, Layout] = {
     "efficient_vits": own,
     "benchmark reference": announced(from_reference),
     "timm ViT": timm_vit,
+    "authors": authors,
     "transformers": announced(from_transformers),
 }
