@@ -1,6 +1,7 @@
 """Values of options that several subcommands have."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -36,3 +37,12 @@ def parse_positive(text: str, *, option: str) -> int:
     if not number:
         raise UserError(f"{option} {text!r} is no number; accepted are 1, 2, 3, ...")
     return number
+
+
+def parse_choices(text: str, accepted: Sequence[str], *, option: str) -> list[str]:
+    """Some of the accepted words, separated by commas."""
+    words = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    wrong = next((word for word in words if word not in accepted), None)
+    if wrong is not None:
+        raise UserError(f"{option} {wrong!r} is not accepted; accepted are {', '.join(accepted)}")
+    return words

@@ -1,7 +1,7 @@
 import pytest
 
 from efficient_vits.cli._errors import UserError
-from efficient_vits.cli._values import parse_positive, parse_size
+from efficient_vits.cli._values import parse_choices, parse_positive, parse_size
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("224x320", (224, 320))])
@@ -25,3 +25,13 @@ def test_positive_numbers() -> None:
 def test_numbers_that_are_not_positive(text: str) -> None:
     with pytest.raises(UserError, match=r"^--top "):
         parse_positive(text, option="--top")
+
+
+def test_choices_are_words_between_commas() -> None:
+    assert parse_choices("b, a,b", ("a", "b", "c"), option="--x") == ["b", "a"]
+
+
+@pytest.mark.parametrize("text", ["", "d", "a,,b", "a,d", "A"])
+def test_choices_that_are_not_accepted(text: str) -> None:
+    with pytest.raises(UserError, match="accepted are a, b, c"):
+        parse_choices(text, ("a", "b", "c"), option="--x")

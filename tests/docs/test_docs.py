@@ -147,7 +147,10 @@ def test_models_page_has_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_snippets_run(tmp_path: Path) -> None:
     # A page is one session: later snippets use the names of earlier ones. The pages share a process
     # because its start takes longer than most snippets.
-    pages = ("index.md", "architecture.md", "efficiency.md", "hub.md", "results.md", "sweeps.md")
+    pages = (
+        *("index.md", "architecture.md", "efficiency.md", "hub.md", "results.md", "pictures.md"),
+        "sweeps.md",
+    )
     for page in pages:
         snippets = fenced(page, "python")
         assert snippets, page
