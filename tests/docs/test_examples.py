@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-# A figure that the notebook prints, and what it exceeds; None for one that checks itself by asserts.
+# A figure that the notebook prints, and what it exceeds; None where it checks itself by asserts.
 BOUNDS = {
     # The ViT that the test puts on the Hub has learnt nothing.
     "finetune_from_hub.ipynb": ("test accuracy", 0.75),
