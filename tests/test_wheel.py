@@ -52,6 +52,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     data = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("efficient_vits/results/data/*.csv")}
     assert len(data) == 8
     assert data <= set(names)
+    kinds = {".html", ".css", ".js"}
+    page = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("efficient_vits/plots/explore/*.*")}
+    page = {name for name in page if Path(name).suffix in kinds}
+    assert {Path(name).suffix for name in page} == kinds
+    assert page <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     packaged = {name for name in names if name.endswith(".py")}
     source = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("efficient_vits/**/*.py")}

@@ -1,7 +1,8 @@
-"""Pictures. They need matplotlib: ``pip install 'efficient-vits[plots]'``.
+"""Pictures. They need matplotlib or plotly: ``pip install 'efficient-vits[plots]'``.
 
 Every figure is a function that takes runs (by default the benchmark's) and a theme, and returns a
-figure of matplotlib. `FIGURES` has all of them by name.
+figure of matplotlib. `FIGURES` has all of them by name. `explore` writes the interactive page, which
+needs plotly alone.
 """
 
 from efficient_vits.plots._style import write_figure
@@ -16,6 +17,7 @@ from efficient_vits.plots.correlations import (
     training_memory_correlation,
     training_time_correlation,
 )
+from efficient_vits.plots.explore import explore
 from efficient_vits.plots.figures import FIGURES, Picture, draw
 from efficient_vits.plots.flowchart import decision_flowchart
 from efficient_vits.plots.fronts import (
@@ -41,6 +43,7 @@ __all__ = [
     "device_throughput",
     "draw",
     "draw_tokens",
+    "explore",
     "fronts_over_time",
     "memory_front",
     "memory_model",

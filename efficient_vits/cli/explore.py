@@ -1,0 +1,56 @@
+"""`efficient-vits explore`: all runs on one interactive page."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efficient_vits.cli._app import app
+from efficient_vits.cli._console import print_text
+from efficient_vits.cli._errors import UserError, mistakes, one_line
+from efficient_vits.results import Run, load_rows, published_accuracy, read_measurements
+
+FORMATS = (".html", ".htm")
+
+
+@app.command("explore", epilog="Example: efficient-vits explore own.json -o runs.html")
+def explore_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.")
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Own measurements, of 'measure --json', to show with the benchmark's runs; where "
+            "they have no accuracy, it is the benchmark's.",
+        ),
+    ] = None,
+) -> None:
+    """Write a page with axes to choose, filters, the front, and model cards; it works offline."""
+    if output.suffix.lower() not in FORMATS:
+        raise UserError(f"--output {output} is none of {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    with mistakes(ValueError, OSError):
+        own = _read(files or [])
+
+    from efficient_vits.plots import explore
+
+    with mistakes(ImportError, ValueError, OSError):
+        path = explore(output, [*load_rows(), *own])
+    size = path.stat().st_size / 1e6
+    mine = f", {len(own)} own" if own else ""
+    print_text(f"{path}: {len(load_rows())} runs of the benchmark{mine}, {size:.1f} MB")
+
+
+def _read(files: list[str]) -> list[Run]:
+    """Own measurements; what was left out is said on stderr."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        own = read_measurements(files, accuracy=published_accuracy())
+    for warning in said:
+        print(one_line(warning.message), file=sys.stderr)
+    return own
