@@ -1,8 +1,8 @@
 """Pictures. They need matplotlib or plotly: ``pip install 'efficient-vits[plots]'``.
 
 Every figure is a function that takes runs (by default the benchmark's) and a theme, and returns a
-figure of matplotlib. `FIGURES` has all of them by name. `explore` writes the interactive page, which
-needs plotly alone.
+figure of matplotlib. `FIGURES` has all of them by name. `explore` writes the interactive page, with
+plotly alone.
 """
 
 from efficient_vits.plots._style import write_figure
