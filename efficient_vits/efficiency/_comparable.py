@@ -12,6 +12,7 @@ _MACHINE = (
 # What is asked to be measured is no difference in how.
 _WHAT = {"throughput", "memory", "latency", "training", "energy"}
 _NOT_SAID = "not said"
+DOES_NOT_APPLY = "does not apply"
 
 
 def machine(row: Mapping[str, Any]) -> Facts:
@@ -45,6 +46,8 @@ def protocol(row: Mapping[str, Any]) -> Facts:
         facts["protocol"] = str(speed["protocol"])
     for name, value in (speed.get("options") or {}).items():
         facts[f"option {name}"] = str(value)
+    if facts.get("option fused_attention") == "None":
+        facts["option fused_attention"] = DOES_NOT_APPLY  # a model without attention has neither
     return facts
 
 
@@ -70,7 +73,7 @@ def differences(facts: Sequence[Facts]) -> dict[str, list[str]]:
     """Facts that are not the same everywhere, each with its values in the order they are met."""
     names = dict.fromkeys(name for fact in facts for name in fact)
     values = {name: [fact.get(name, _NOT_SAID) for fact in facts] for name in names}
-    return {name: found for name, found in values.items() if len(set(found)) > 1}
+    return {name: v for name, v in values.items() if len(set(v) - {DOES_NOT_APPLY}) > 1}
 
 
 def refuse(

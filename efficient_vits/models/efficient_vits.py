@@ -57,10 +57,10 @@ def pretrained_cfgs(name: str) -> dict[str, dict[str, Any]]:
 
     For timm's repositories that is timm's own record; a tag that the installed timm does not know
     is left out. So is what belongs to the model and not to its weights, and the address of the
-    authors' own file, which has other names.
+    authors' own file with the way to read it, which has other names.
     """
     own = (
-        *("architecture", "tag", "url"),
+        *("architecture", "tag", "url", "custom_load"),
         *("fixed_input_size", "pool_size", "first_conv", "classifier"),
     )
     found: dict[str, dict[str, Any]] = {}

@@ -116,6 +116,19 @@ def test_different_machines_are_refused_unless_asked_for() -> None:
     assert compare([row("a", None), {**rows[1], "throughput": None}], columns=["throughput"])
 
 
+def test_an_option_that_does_not_apply_makes_no_difference() -> None:
+    def with_option(name: str, fused: bool | None) -> dict[str, Any]:
+        plain = row(name)
+        return {
+            **plain,
+            "throughput": {**plain["throughput"], "options": {"fused_attention": fused}},
+        }
+
+    compare([with_option("mixer", None), with_option("vit", True)])
+    with pytest.raises(ValueError, match="option fused_attention: True"):
+        compare([with_option("mixer", None), with_option("vit", True), with_option("swin", False)])
+
+
 def test_different_protocols_are_refused_unless_asked_for() -> None:
     def asked(**options: Any) -> dict[str, Any]:
         return row("b", job={"options": {"device": "cuda", **options}, "model_arguments": {}})
