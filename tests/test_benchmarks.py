@@ -30,6 +30,10 @@ SMALL = {
         ["test_vit", "--runs", "2", "--batch-size", "1", "--seconds", "0.01"],
         r"[01] of 1 repeats inside [\d.]+ to [\d.]+ images/s",
     ),
+    "training.py": (
+        ["vit_ti16", "--baseline=vit_tiny_patch16_224", "--img-size=32", "--rounds=1"],
+        r"ours: vit_ti16 +[\d.]+ +\d+\.\d\d",
+    ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
     "attention_scaling.py": (
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],

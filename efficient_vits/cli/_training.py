@@ -4,6 +4,7 @@ The training code, with pydantic and accelerate, is imported when a command runs
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from efficient_vits.cli._console import ABSENT
+from efficient_vits.cli._console import ABSENT, print_json
 from efficient_vits.cli._errors import UserError
 from efficient_vits.cli._pairs import parse_pairs
 
 if TYPE_CHECKING:
     from efficient_vits.training import BatchPlan, EpochRow, Recipe, Start, Update
 
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of checkpoints and results.")
-]
 DataSource = Annotated[
     str,
     typer.Option(
@@ -71,10 +69,12 @@ def training_errors() -> Iterator[None]:
     """A mistake of the user's, or an extra that is not installed, becomes one line."""
     try:
         from efficient_vits.training import (
+            BatchError,
             CheckpointError,
             DataError,
             NotFiniteError,
             RecipeError,
+            StartError,
         )
     except ModuleNotFoundError as error:
         raise UserError(
@@ -82,8 +82,18 @@ def training_errors() -> Iterator[None]:
         ) from error
     try:
         yield
-    except (CheckpointError, DataError, RecipeError, NotFiniteError, FileExistsError) as error:
-        raise UserError(str(error)) from error
+    except (
+        BatchError,
+        CheckpointError,
+        DataError,
+        FileExistsError,
+        NotFiniteError,
+        RecipeError,
+        StartError,
+    ) as error:
+        # An error of a loading process has its traceback before it.
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(re.sub(r"^efficient_vits[.\w]+: ", "", last)) from error
 
 
 def choose_recipe(
@@ -120,9 +130,10 @@ def run_training(
     seed: int,
     resume: bool,
     cpu: bool,
+    quiet: bool,
     **options: Any,
 ) -> dict[str, Any]:
-    """Trains, and shows how it goes on stderr.
+    """Trains, and shows how it goes on stderr, unless `quiet`.
 
     `options` are those of `efficient_vits.training.Options`; `workers` None is one per core.
     """
@@ -131,7 +142,7 @@ def run_training(
     if options["workers"] is None:
         options["workers"] = default_workers()
     loaded = load_data(data, train_split=splits[0], test_split=splits[1], num_classes=num_classes)
-    with Display(recipe) as display:
+    with Display(recipe, quiet=quiet) as display:
         return train(
             start,
             loaded,
@@ -158,15 +169,16 @@ class Display:
 
     Args:
         recipe: What is carried out.
+        quiet: Show nothing, as processes other than the first do anyway.
     """
 
-    def __init__(self, recipe: "Recipe") -> None:
+    def __init__(self, recipe: "Recipe", *, quiet: bool = False) -> None:
         self.recipe = recipe
-        self.shown = int(os.environ.get("RANK", 0)) == 0
-        console = Console(stderr=True, highlight=False)
+        self.shown = is_first() and not quiet
+        console = Console(stderr=True, highlight=False, quiet=not self.shown)
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),  # so that all fits into 80 columns
             TextColumn("{task.fields[figures]}"),
             console=console,
             auto_refresh=False,
@@ -186,11 +198,11 @@ class Display:
     def begin(self, plan: "BatchPlan", updates_per_epoch: int) -> None:
         """Says how a batch is spread."""
         self.plan, self.updates_per_epoch = plan, updates_per_epoch
-        if self.shown:
-            self.progress.console.print(
-                f"{self.recipe.name}: {self.recipe.epochs} epochs of {updates_per_epoch} updates; "
-                f"{plan}"
-            )
+        self.progress.console.print(
+            f"{self.recipe.name}: {self.recipe.epochs} epochs of {updates_per_epoch} updates; "
+            f"{plan}",
+            soft_wrap=True,  # a log has whole lines
+        )
 
     def update(self, update: "Update") -> None:
         """Moves the line, at most ten times a second."""
@@ -221,7 +233,8 @@ class Display:
         memory = "" if row.peak_memory is None else f"  {row.peak_memory / 2**30:.2f} GiB"
         self.progress.console.print(
             f"epoch {row.epoch}/{self.recipe.epochs}  {losses}  top-1 {row.top1:.2f} %{averaged}  "
-            f"lr {row.lr:.2e}  {row.images_per_second:.0f} images/s{memory}  {duration(left)} left"
+            f"lr {row.lr:.2e}  {row.images_per_second:.0f} images/s{memory}  {duration(left)} left",
+            soft_wrap=True,
         )
 
 
@@ -232,9 +245,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_result(result: dict[str, Any], output: Path) -> None:
-    """The run in three lines on stdout; nothing in processes that don't write."""
-    if int(os.environ.get("RANK", 0)):
+def is_first() -> bool:
+    """Whether this is the process that prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def print_result(result: dict[str, Any], output: Path, *, as_json: bool) -> None:
+    """The run on stdout, in three lines or as JSON; nothing in processes that don't print."""
+    if not is_first():
+        return
+    if as_json:
+        print_json(result)
         return
     training = result["training"]
     top5 = ABSENT if result["top5"] is None else f"{result['top5']:.2f} %"

@@ -1,13 +1,15 @@
 """`efficient-vits finetune`: goes on from a checkpoint with another recipe or other data."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from efficient_vits.cli import _cluster
 from efficient_vits.cli import _training as shared
 from efficient_vits.cli._app import app
-from efficient_vits.cli._console import AsJson, print_json
+from efficient_vits.cli._console import AsJson
 
 
 @app.command(
@@ -38,9 +40,16 @@ def finetune(
     train_split: shared.TrainSplit = "train",
     test_split: shared.TestSplit = "validation",
     num_classes: shared.NumClasses = None,
+    launcher: _cluster.Launcher = "here",
+    nodes: _cluster.Nodes = None,
+    gpus_per_node: _cluster.GpusPerNode = None,
+    partition: _cluster.Partition = None,
+    time: _cluster.Time = None,
+    slurm: _cluster.Slurm = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a checkpoint at the recipe's image size, with a classifier for the data."""
+    job = _cluster.Job(launcher, nodes, gpus_per_node, partition, time, slurm, cpu)
     with shared.training_errors():
         from efficient_vits.training import from_checkpoint
 
@@ -49,7 +58,8 @@ def finetune(
             preset, recipe, settings, default="finetune", model=start.model
         )
         folder = output or Path("runs") / f"{start.model}-{chosen.name}-{seed}"
-        result = shared.run_training(
+        carry_out = functools.partial(
+            shared.run_training,
             start,
             chosen,
             folder,
@@ -57,15 +67,14 @@ def finetune(
             splits=(train_split, test_split),
             num_classes=num_classes,
             seed=seed,
-            resume=resume,
             cpu=cpu,
             micro_batch=micro_batch,
             workers=workers,
             keep_every=keep_every,
             save_every=save_every,
             tensorboard=tensorboard,
+            quiet=as_json and launcher == "here",
         )
-    if as_json:
-        print_json(result)
-    else:
-        shared.print_result(result, folder)
+        result = job.run(carry_out, folder, resume=resume, as_json=as_json)
+    if result is not None:
+        shared.print_result(result, folder, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Sweeps on more machines than one: as an array of jobs of Slurm, through submitit."""
+"""Work on more machines than one, through submitit; sweeps as an array of jobs of Slurm."""
 
 import functools
 import math
@@ -54,36 +54,18 @@ class Submitit:
             ImportError: submitit is not installed.
             ValueError: parameters that submitit does not know, or there is no Slurm here.
         """
-        executor = self._executor(parts / "logs", timeout)
-        # On one machine, measurements at the same time would disturb each other.
-        arrays = [list(jobs)] if self.cluster == "slurm" else [[job] for job in jobs]
-        return self._rows(executor, arrays, parts, timeout, on_step)
-
-    def _executor(self, folder: Path, timeout: float | None) -> Any:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ImportError(
-                "sweeps under Slurm need submitit: pip install 'efficient-vits[slurm]'"
-            ) from error
         minutes = (
             _DEFAULT_MINUTES if timeout is None else math.ceil((timeout + _START_SECONDS) / 60)
         )
-        try:
-            executor = submitit.AutoExecutor(folder, cluster=self.cluster)
-            shared = set(submitit.AutoExecutor._typed_parameters())
-            named = {
-                name if name in shared else f"slurm_{name}": value
-                for name, value in self.parameters.items()
-            }
-            executor.update_parameters(
-                **{"name": "efficient-vits-sweep", "timeout_min": minutes, **named}
-            )
-        except (NameError, AssertionError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"submitit does not take this: {error}; parameters={dict(self.parameters)!r}"
-            ) from error
-        return executor
+        executor = submitit_executor(
+            parts / "logs",
+            self.cluster,
+            {"timeout_min": minutes, **self.parameters},
+            name="efficient-vits-sweep",
+        )
+        # On one machine, measurements at the same time would disturb each other.
+        arrays = [list(jobs)] if self.cluster == "slurm" else [[job] for job in jobs]
+        return self._rows(executor, arrays, parts, timeout, on_step)
 
     def _rows(
         self,
@@ -119,6 +101,41 @@ class Submitit:
                         del waiting[key]
                         yield _lost(by_key[key], task, self.cluster)
                 time.sleep(_POLL_SECONDS[self.cluster] if waiting else 0)
+
+
+def submitit_executor(
+    folder: Path, cluster: str, parameters: Mapping[str, Any], *, name: str
+) -> Any:
+    """What submits jobs.
+
+    Args:
+        folder: Of logs and of what is handed over; all machines must see it.
+        cluster: "slurm", or "local" for processes of this machine.
+        parameters: As `Submitit.parameters`.
+        name: Of the jobs.
+
+    Raises:
+        ImportError: submitit is not installed.
+        ValueError: parameters that submitit does not know, or there is no Slurm here.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError(
+            "jobs under Slurm need submitit: pip install 'efficient-vits[slurm]'"
+        ) from error
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster)
+        shared = set(submitit.AutoExecutor._typed_parameters())
+        named = {
+            name if name in shared else f"slurm_{name}": value for name, value in parameters.items()
+        }
+        executor.update_parameters(**{"name": name, **named})
+    except (NameError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"submitit does not take this: {error}; parameters={dict(parameters)!r}"
+        ) from error
+    return executor
 
 
 def measure_member(

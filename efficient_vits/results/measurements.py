@@ -1,4 +1,4 @@
-"""A user's own measurements as runs: what ``efficient-vits measure --json`` and sweeps write."""
+"""A user's own measurements as runs: what ``measure --json``, sweeps and training runs write."""
 
 import dataclasses
 import json
@@ -10,6 +10,8 @@ from typing import Any
 
 from efficient_vits.results.runs import ImgSize, Run, as_rows, from_catalog
 
+_BATCH, _EPOCHS, _CLASSES = 2048, 50, 1000  # of the benchmark's fine-tuning
+
 _NEEDED = ("name", "parameters", "flops", "input_size", "environment")
 
 
@@ -20,6 +22,11 @@ def read_measurements(
 
     A measurement has no accuracy unless its row brings ``"top1"`` (and ``"top5"``), in per cent, or
     `accuracy` has one. A row of a model that could not be measured is left out with a warning.
+
+    The ``result.json`` of a training run also brings what training cost on accelerators, where that
+    compares with the benchmark's: memory of updates of 2048 images, time of a checkpoint that was
+    fine-tuned for 1000 classes. `Run.corrections` says what was learnt, and where the time was
+    scaled to 50 epochs.
 
     Args:
         source: A file of JSON (a list, or one object per line as sweeps write them), a
@@ -111,22 +118,44 @@ def _run(row: Any, source: str) -> Run:
             f"{source} has a row that is no measurement ({given}); one has {', '.join(_NEEDED)}"
         )
     height, width = row["input_size"][-2:]
-    speed, memory = row.get("throughput"), row.get("memory")
+    speed, memory, training = (row.get(key) for key in ("throughput", "memory", "training"))
     return Run(
         name=row["name"],
         img_size=height if height == width else (height, width),
         params=row["parameters"],
         flops=row["flops"]["total"],
         source=source,
-        device=_device(row["environment"], speed or memory),
+        device=_device(row["environment"], speed or memory or training),
         top1=row.get("top1"),
         top5=row.get("top5"),
         throughput=speed["images_per_second"] if speed else None,
         throughput_batch_size=speed["batch_size"] if speed else None,
         throughput_spread=speed["spread"] if speed else None,
         memory={memory["batch_size"]: memory["peak_bytes"]} if memory else {},
+        **(_trained(row, training) if training else {}),
         **from_catalog(row["name"]),
     )
+
+
+def _trained(row: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """What training cost and began with, as fields of a run."""
+    batch, epochs, lineage = training["batch"], training["epochs"], row["lineage"]
+    fields: dict[str, Any] = {}
+    notes = {"top1": f"on {row['data']}", "top5": f"on {row['data']}"}
+    if lineage:
+        fields["pretrain_size"] = lineage[0]["recipe"]["img_size"]
+        notes["pretrain_size"] = f"on {lineage[0]['data']}"
+    if training["peak_memory"] is None:  # on the CPU, which has no peak of its own
+        return {**fields, "corrections": notes}
+    fields["training_gpus"] = batch["processes"]
+    if batch["total"] == _BATCH:
+        fields["training_memory"] = training["peak_memory"]
+        notes["training_memory"] = f"{batch['accumulation']} passes per update"
+    if lineage and row["num_classes"] == _CLASSES:
+        fields["training_time"] = training["gpu_hours"] * 3600 * _EPOCHS / epochs
+        scaled = "" if epochs == _EPOCHS else f", {epochs} epochs scaled to {_EPOCHS}"
+        notes["training_time"] = f"on {row['data']}{scaled}"
+    return {**fields, "corrections": notes}
 
 
 def _device(environment: Mapping[str, Any], measured: Mapping[str, Any] | None) -> str:

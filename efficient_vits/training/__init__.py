@@ -4,8 +4,9 @@ Needs ``pip install 'efficient-vits[train]'``: pydantic for the recipe, accelera
 processes, scikit-learn for the digits that it can be tried on.
 """
 
-from efficient_vits.training.batches import BatchPlan, plan_batches
+from efficient_vits.training.batches import BatchError, BatchPlan, plan_batches
 from efficient_vits.training.checkpoint import CheckpointError
+from efficient_vits.training.cluster import submit
 from efficient_vits.training.data import Data, DataError, load_data
 from efficient_vits.training.evaluation import Accuracy, evaluate_model, evaluate_source
 from efficient_vits.training.health import NotFiniteError
@@ -13,12 +14,13 @@ from efficient_vits.training.presets import PRESETS, preset
 from efficient_vits.training.recipe import Recipe, RecipeError
 from efficient_vits.training.rows import EpochRow
 from efficient_vits.training.session import Options, train
-from efficient_vits.training.start import Start, build_model, from_checkpoint
+from efficient_vits.training.start import Start, StartError, build_model, from_checkpoint
 from efficient_vits.training.trainer import Trainer, Update
 
 __all__ = [
     "PRESETS",
     "Accuracy",
+    "BatchError",
     "BatchPlan",
     "CheckpointError",
     "Data",
@@ -29,6 +31,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Start",
+    "StartError",
     "Trainer",
     "Update",
     "build_model",
@@ -38,5 +41,6 @@ __all__ = [
     "load_data",
     "plan_batches",
     "preset",
+    "submit",
     "train",
 ]

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class BatchError(ValueError):
+    """A batch that can't be spread; the message says which can."""
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The same number of images per update, whatever the hardware.
@@ -26,26 +30,31 @@ class BatchPlan:
         )
 
 
-def plan_batches(total: int, processes: int, micro: int | None = None) -> BatchPlan:
+def plan_batches(
+    total: int, processes: int, micro: int | None = None, *, pairs: bool = False
+) -> BatchPlan:
     """Spreads `total` images per update.
 
     Args:
         total: Images per update.
         processes: How many there are.
         micro: The most images that one process takes at a time; None for no limit.
+        pairs: A process takes an even number at a time, as CutMix needs.
 
     Raises:
-        ValueError: `total` can't be shared equally; the message has the nearest numbers that can.
+        BatchError: `total` can't be shared equally; the message has the nearest numbers that can.
     """
-    if micro is not None and micro < 1:
-        raise ValueError(f"the micro-batch must have at least one image, got {micro}")
-    if total % processes:
-        below = total // processes * processes
-        near = " or ".join(str(n) for n in (below, below + processes) if n)
-        raise ValueError(
-            f"a batch of {total} images can't be shared equally by {processes} processes; "
-            f"{near} can"
+    step = 2 if pairs else 1
+    if micro is not None and micro < step:
+        raise BatchError(f"the micro-batch must have at least {step} images, got {micro}")
+    unit = processes * step
+    if total % unit:
+        below = total // unit * unit
+        near = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise BatchError(
+            f"a batch of {total} images can't be shared equally by {processes} processes"
+            f"{' in pairs' if pairs else ''}; {near} can"
         )
     share = total // processes
-    fitting = max(n for n in range(1, min(micro or share, share) + 1) if share % n == 0)
+    fitting = max(n for n in range(step, min(micro or share, share) + 1, step) if share % n == 0)
     return BatchPlan(total, processes, share // fitting, fitting)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 DIGITS = "digits"
@@ -60,6 +60,30 @@ class Digits(Dataset[Any]):
         return image, int(self.targets[index])
 
 
+class Intact(Dataset[Any]):
+    """A data set of timm's, in which an image that can't be read is an error.
+
+    timm puts the next image in its place and writes that to its log: right for training, where one
+    file among millions should stop nothing, and wrong for an accuracy.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            file, target, *_ = self.dataset.reader[index]
+            with file:
+                image = Image.open(file).convert("RGB")
+        except OSError as error:
+            name = self.dataset.filename(index)
+            raise DataError(f"can't read the image {name}: {error}") from error
+        return image, target
+
+
 def load_data(
     source: str,
     *,
@@ -78,7 +102,8 @@ def load_data(
         num_classes: How many there are; by default as many as the training part says it has.
 
     Raises:
-        DataError: There is nothing there, or it doesn't say how many classes it has.
+        DataError: There is nothing there; it doesn't say how many classes it has; or two parts of a
+            folder have images in common, or the tests a class that is not trained on.
     """
     if source == DIGITS:
         return Data(Digits(train=True), Digits(train=False), 10, DIGITS)
@@ -90,6 +115,10 @@ def load_data(
         )
     train = _part(name, root, train_split, is_training=True)
     test = _part(name, root, test_split, is_training=False)
+    if not name and train_split != test_split:
+        test = _matching(train, test, root, (train_split, test_split))
+    if isinstance(test, ImageDataset):
+        test = Intact(test)
     classes = num_classes or _count_classes(train)
     if classes is None:
         raise DataError(f"{source!r} doesn't say how many classes it has: give their number")
@@ -103,9 +132,9 @@ def _split(source: str) -> tuple[str, str]:
     return (name, root) if is_name else ("", source)
 
 
-def _part(name: str, root: str, split: str, *, is_training: bool) -> Dataset[Any]:
+def _part(name: str, root: str, split: str, **given: Any) -> Any:
     try:
-        part: Any = create_dataset(name, root=root, split=split, is_training=is_training)
+        part: Any = create_dataset(name, root=root, split=split, **given)
     except Exception as error:  # each reader has errors of its own
         raise DataError(
             f"can't read split {split!r} of {name or root}: {type(error).__name__}: {error}"
@@ -113,6 +142,23 @@ def _part(name: str, root: str, split: str, *, is_training: bool) -> Dataset[Any
     if not isinstance(part, IterableDataset) and not len(part):
         raise DataError(f"split {split!r} of {name or root} has no images")
     return part
+
+
+def _matching(train: Any, test: Any, root: str, splits: tuple[str, str]) -> Any:
+    """The test part, its labels numbered as in the training part."""
+    common = {*train.filenames(absolute=True)} & {*test.filenames(absolute=True)}
+    if common:
+        raise DataError(
+            f"splits {splits[0]!r} and {splits[1]!r} of {root} have {len(common)} images in "
+            f"common: each needs a folder of its own"
+        )
+    own, known = test.reader.class_to_idx, train.reader.class_to_idx
+    unknown = sorted(own.keys() - known.keys())
+    if unknown:
+        raise DataError(f"split {splits[1]!r} of {root} has classes of its own: {unknown[:5]}")
+    # timm numbers the classes that a split has; one may be missing in a small split.
+    same = own == known
+    return test if same else _part("", root, splits[1], is_training=False, class_map=known)
 
 
 def _count_classes(part: Any) -> int | None:

@@ -87,6 +87,7 @@ def result_row(
             "gpu_hours_per_epoch": sum(row.gpu_hours for row in history) / len(history),
             "images_per_second": sum(row.images_per_second for row in history) / len(history),
             "peak_memory": max(memory) if memory else None,
+            "device": "cpu" if not memory else "cuda",
             "batch": asdict(plan),
             "epochs": len(history),
         },

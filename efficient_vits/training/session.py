@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -17,7 +16,7 @@ from efficient_vits.efficiency import environment
 from efficient_vits.training import checkpoint
 from efficient_vits.training.batches import BatchPlan, plan_batches
 from efficient_vits.training.checkpoint import CheckpointError
-from efficient_vits.training.data import Data
+from efficient_vits.training.data import Data, DataError
 from efficient_vits.training.evaluation import evaluate_model
 from efficient_vits.training.loaders import Ordered, evaluation_loader, seed_all, training_loader
 from efficient_vits.training.recipe import Recipe
@@ -73,11 +72,12 @@ class _Run:
             mixed_precision="fp16"
             if recipe.amp and torch.cuda.is_available() and not cpu
             else "no",
-            # Mechanisms may leave parameters out of a pass, as routing to experts does.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.plan = plan_batches(
-            recipe.batch_size, self.accelerator.num_processes, options.micro_batch
+            recipe.batch_size,
+            self.accelerator.num_processes,
+            options.micro_batch,
+            pairs=recipe.cutmix > 0,
         )
         self.epoch = self.batch = 0
         self.history: list[EpochRow] = []
@@ -94,6 +94,7 @@ class _Run:
         """What must be the same when a run is taken up again."""
         return {
             "model": self.start.model,
+            "pretrained": self.start.pretrained,
             "arguments": dict(self.start.arguments),
             "recipe": self.recipe.model_dump(mode="json"),
             "data": self.data.name,
@@ -104,11 +105,7 @@ class _Run:
 
     def prepare(self, *, resume: bool) -> None:
         """Builds everything, and takes up the last checkpoint if asked to and there is one."""
-        found = (self.output / "last").exists()
-        if found and not resume:
-            raise FileExistsError(
-                f"{self.output} has a run already: resume it, or choose another folder"
-            )
+        found = refuse_other_run(self.output, resume=resume)
         state = checkpoint.load_state(self.output / "last") if found else None
         if state is not None:
             self._check_same(state)
@@ -163,7 +160,7 @@ class _Run:
             "device": self.accelerator.device,
         }
         if self.options.save_every and isinstance(self.data.train, IterableDataset):
-            raise ValueError(
+            raise DataError(
                 "data that is streamed can't be taken up in mid-epoch: leave out save_every"
             )
         self.train_loader = training_loader(self.data.train, self.recipe, seed=self.seed, **common)
@@ -172,9 +169,7 @@ class _Run:
     def _updates_per_epoch(self) -> int:
         updates = len(self.train_loader) // self.plan.accumulation
         if not updates:
-            raise ValueError(
-                f"{self.data.name} has fewer images than one update, {self.plan.total}"
-            )
+            raise DataError(f"{self.data.name} has fewer images than one update, {self.plan.total}")
         return updates
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
@@ -293,6 +288,18 @@ class _Run:
         return result
 
 
+def refuse_other_run(output: Path, *, resume: bool) -> bool:
+    """Whether a folder has a run.
+
+    Raises:
+        FileExistsError: It has one that is not to be resumed.
+    """
+    found = (output / "last").exists()
+    if found and not resume:
+        raise FileExistsError(f"{output} has a run already: resume it, or choose another folder")
+    return found
+
+
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dictionary with dotted names."""
     out: dict[str, Any] = {}
@@ -346,7 +353,10 @@ def train(
         FileExistsError: `output` has a run, and `resume` is not set.
         CheckpointError: What is to be resumed is damaged, or another run.
         NotFiniteError: The loss is not finite. The last checkpoint stays.
-        ValueError: The batch can't be shared, or the data is smaller than a batch.
+        StartError: The model can't be built with these arguments.
+        RecipeError: The teacher doesn't know the data's classes.
+        BatchError: The batch can't be shared equally.
+        DataError: The data is smaller than a batch, or can't be read.
     """
     run = _Run(start, data, recipe, Path(output), options or Options(), seed, cpu)
     run.prepare(resume=resume)

@@ -10,8 +10,12 @@ from timm.layers import LayerScale
 from torch import nn
 
 from efficient_vits.training.checkpoint import EMA, MODEL, CheckpointError, load_state
-from efficient_vits.training.recipe import Recipe
+from efficient_vits.training.recipe import Recipe, RecipeError
 from efficient_vits.weights import load_weights, read_state_dict
+
+
+class StartError(ValueError):
+    """A model that can't be built as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,24 @@ def build_model(start: Start, recipe: Recipe, num_classes: int) -> nn.Module:
 
     Raises:
         CheckpointError, WeightsError: The weights can't be read or are not this model's.
-        RuntimeError, TypeError, ValueError: timm can't build the model with these arguments.
+        StartError: timm can't build the model with these arguments, or there are no such weights.
     """
     config = timm.get_pretrained_cfg(start.model)
     sized = {"img_size": recipe.img_size} if config is not None and config.fixed_input_size else {}
-    model: nn.Module = timm.create_model(
-        start.model,
-        pretrained=start.pretrained,
-        num_classes=num_classes,
-        drop_rate=recipe.drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-        **{**start.arguments, **sized},
-    )
+    try:
+        model: nn.Module = timm.create_model(
+            start.model,
+            pretrained=start.pretrained,
+            num_classes=num_classes,
+            drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path_rate,
+            **{**start.arguments, **sized},
+        )
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise StartError(
+            f"{start.model} can't be built with {dict(start.arguments)}, {recipe.img_size} px"
+            f"{' and published weights' if start.pretrained else ''}: {error}"
+        ) from error
     if start.checkpoint is not None:
         _load(model, Path(start.checkpoint))
     elif not start.pretrained and recipe.layer_scale is not None:
@@ -105,7 +115,7 @@ def build_teacher(recipe: Recipe, num_classes: int) -> nn.Module | None:
     """The recipe's teacher with its weights; None if it has none.
 
     Raises:
-        ValueError: The teacher has another number of classes.
+        RecipeError: The teacher has another number of classes.
     """
     if recipe.teacher is None:
         return None
@@ -118,7 +128,7 @@ def build_teacher(recipe: Recipe, num_classes: int) -> nn.Module | None:
     else:
         teacher = timm.create_model(recipe.teacher, pretrained=True)
     if teacher.num_classes != num_classes:
-        raise ValueError(
+        raise RecipeError(
             f"the teacher {recipe.teacher} knows {teacher.num_classes} classes, the data has "
             f"{num_classes}"
         )

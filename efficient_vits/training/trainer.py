@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -20,11 +21,14 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from efficient_vits._repbn import ProgressiveRepBN, set_progress
 from efficient_vits.training.batches import BatchPlan
+from efficient_vits.training.data import DataError
 from efficient_vits.training.health import NotFiniteError, diagnose
 from efficient_vits.training.loaders import seed_all
 from efficient_vits.training.objective import Objective
 from efficient_vits.training.recipe import Recipe
+from efficient_vits.training.unused import unused_parameters
 
 _UPDATE = 1  # sets the updates' random numbers apart from those of the images
 
@@ -76,6 +80,9 @@ class Trainer:
             warmup_prefix=True,
             t_in_epochs=False,
         )
+        self.has_progressive_norms = any(
+            isinstance(module, ProgressiveRepBN) for module in model.modules()
+        )
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.mixup = (
             Mixup(
@@ -94,7 +101,21 @@ class Trainer:
             else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
         objective = Objective(model, criterion, recipe, teacher)
+        if accelerator.num_processes > 1:
+            # To look for unused parameters in every pass takes time, and torch warns if all are
+            # used; not to look where some are unused is an error.
+            accelerator.ddp_handler = DistributedDataParallelKwargs(
+                find_unused_parameters=self._has_unused(objective)
+            )
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+
+    def _has_unused(self, objective: nn.Module) -> bool:
+        size, device = self.recipe.img_size, self.accelerator.device
+        images = torch.randn(2, 3, size, size, device=device)
+        targets = torch.zeros(2, dtype=torch.int64, device=device)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        return bool(unused_parameters(objective, images, targets))
 
     @property
     def lr(self) -> float:
@@ -106,6 +127,7 @@ class Trainer:
 
         Raises:
             NotFiniteError: The loss is not finite. The weights are those before this update.
+            DataError: A stream has fewer images than its length.
         """
         batches = iter(loader)
         for index in range(first, self.updates_per_epoch):
@@ -117,9 +139,14 @@ class Trainer:
         device, passes = self.accelerator.device, self.plan.accumulation
         self.objective.train()
         self.schedule.step_update(number)
+        if self.has_progressive_norms:
+            whole = self.recipe.epochs * self.updates_per_epoch
+            set_progress(self.model, number / max(whole - 1, 1))
         terms: dict[str, Tensor] = {}
         for part in range(passes):
-            images, targets = (x.to(device, non_blocking=True) for x in next(batches))
+            images, targets = (
+                x.to(device, non_blocking=True) for x in self._next(batches, epoch, index)
+            )
             seeds = (self.seed, _UPDATE, number, part, self.accelerator.process_index)
             seed_all(*seeds)
             if self.mixup is not None:
@@ -144,6 +171,15 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model, step=number)
         return Update(epoch, index, terms, norm, self.lr, time.perf_counter() - began)
+
+    def _next(self, batches: Iterator[Any], epoch: int, index: int) -> Any:
+        batch = next(batches, None)
+        if batch is None:  # streamed data is believed what it says about its length
+            raise DataError(
+                f"the data ended in update {index} of epoch {epoch}; by its length there are "
+                f"{self.updates_per_epoch} updates"
+            )
+        return batch
 
     def _stop(
         self, epoch: int, index: int, images: Tensor, targets: Tensor, seeds: tuple[int, ...]

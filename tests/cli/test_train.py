@@ -69,6 +69,28 @@ def test_a_run_goes_on_only_when_asked_to(run, tmp_path):
             ("train", "vit_ti16", "--data", "digits", "--preset", "digits", "--recipe", "no.yaml"),
             "exclude each other",
         ),
+        (
+            ("train", "vit_ti16", "--data", "digits", "--cpu", "--set", "batch_size=2000"),
+            "fewer images than one update, 2000",
+        ),
+        (
+            ("train", "vit_ti16", "--data", "digits", "--cpu", "--arg", "dept=2"),
+            "vit_ti16 can't be built with {'dept': 2}, 64 px",
+        ),
+        (
+            (
+                "train",
+                "vit_ti16",
+                "--data",
+                "digits",
+                "--cpu",
+                "--set",
+                "cutmix=1.0",
+                "--micro-batch",
+                "1",
+            ),
+            "at least 2 images, got 1",
+        ),
         (("finetune", "nowhere", "--data", "digits"), "no checkpoint at nowhere"),
         (("evaluate", "nowhere", "--data", "digits"), "neither a checkpoint nor a model's name"),
     ],

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import efficient_vits
-from efficient_vits import catalog, results
+from efficient_vits import catalog, results, training
 from efficient_vits.efficiency.rules import MATRIX_PRODUCTS, RULES, RULES_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,7 @@ def test_public_names_are_documented(site: Path) -> None:
         efficient_vits.weights,
         efficient_vits.efficiency,
         results,
+        training,
     ]
     # One object that is public in two places is documented in one.
     names: dict[int, list[str]] = {}
@@ -149,7 +150,7 @@ def test_snippets_run(tmp_path: Path) -> None:
     # because its start takes longer than most snippets.
     pages = (
         *("index.md", "architecture.md", "efficiency.md", "hub.md", "results.md", "pictures.md"),
-        "sweeps.md",
+        *("sweeps.md", "training.md"),
     )
     for page in pages:
         snippets = fenced(page, "python")

@@ -98,7 +98,7 @@ def test_what_cannot_be_submitted(
     with pytest.raises(ValueError, match="cluster must be 'slurm' or 'local', got 'lsf'"):
         Submitit("lsf")
     for parameters in ({"partitoin": "gpu"}, {"gpus_per_node": "many"}):
-        with pytest.raises(ValueError, match=f"parameters={parameters}"):
+        with pytest.raises(ValueError, match=str(parameters)[1:-1]):
             sweep(
                 ["test_vit"], output=tmp_path / "rows.jsonl", launcher=Submitit("slurm", parameters)
             )

@@ -5,7 +5,14 @@ import pytest
 
 from efficient_vits.cli import main
 from efficient_vits.efficiency import measure
-from efficient_vits.results import load_rows, load_runs, published_accuracy, read_measurements
+from efficient_vits.results import (
+    front,
+    load_rows,
+    load_runs,
+    place,
+    published_accuracy,
+    read_measurements,
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +143,74 @@ def test_the_file_of_a_sweep(tmp_path):
     path.write_text(json.dumps(row()) + '\n{"na')
     with pytest.raises(ValueError, match="neither JSON"):
         read_measurements(path)
+
+
+def trained(*, total=2048, accumulation=2, epochs=50, classes=1000, peak=3 * 10**10, lineage=None):
+    """What a training run leaves in ``result.json``."""
+    before = {"recipe": {"img_size": 192}, "data": "imagenet21k"}
+    return row(
+        throughput=None,
+        memory=None,
+        top1=89.5,
+        top5=94.5,
+        data="imagenet",
+        num_classes=classes,
+        lineage=[before, {"recipe": {"img_size": 224}}] if lineage is None else lineage,
+        training={
+            "gpu_hours": 10.0,
+            "peak_memory": peak,
+            "device": "cpu" if peak is None else "cuda",
+            "batch": {"total": total, "processes": 4, "accumulation": accumulation, "micro": 256},
+            "epochs": epochs,
+        },
+    )
+
+
+def test_a_training_run_brings_its_costs():
+    (run,) = read_measurements(trained())
+    assert (run.top1, run.top5) == (89.5, 94.5)
+    assert (run.training_memory, run.training_gpus) == (3 * 10**10, 4)
+    assert run.training_time == 36_000
+    assert run.pretrain_size == 192
+    assert run.device_class == "RTX 3090"
+    assert run.source_of("training_memory") == "own measurement; 2 passes per update"
+    assert run.source_of("training_time") == "own measurement; on imagenet"
+    assert run.source_of("pretrain_size") == "own measurement; on imagenet21k"
+    frame = load_runs(trained())
+    assert frame.iloc[-1]["training_memory"] == 3 * 10**10
+
+
+def test_the_time_of_other_epochs_is_scaled_and_says_so():
+    (run,) = read_measurements(trained(epochs=20))
+    assert run.training_time == 90_000
+    assert "20 epochs scaled to 50" in run.source_of("training_time")
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [
+        ({"total": 1024}, {"training_memory"}),
+        ({"classes": 10}, {"training_time"}),
+        ({"lineage": []}, {"training_time", "pretrain_size"}),
+        ({"peak": None}, {"training_memory", "training_time", "training_gpus"}),
+    ],
+)
+def test_costs_that_do_not_compare_are_absent(changes, absent):
+    (run,) = read_measurements(trained(**changes))
+    names = ("training_memory", "training_time", "training_gpus", "pretrain_size")
+    assert {name for name in names if getattr(run, name) is None} == absent
+    assert run.device == ("some processor" if "peak" in changes else "NVIDIA GeForce RTX 3090")
+
+
+def test_a_training_run_beside_the_benchmarks():
+    runs = load_rows(trained())
+    assert any(
+        run.source == "own measurement" for run in front(runs, ("accuracy", "flops")).members
+    )
+    placed = place(trained(), ("accuracy", "flops"))
+    assert placed.on_front
+    assert placed.run.training_memory == 3 * 10**10
+    with pytest.raises(ValueError, match="no other run on it"):
+        place(trained(), ("accuracy", "training_memory"))
+    on_a100 = {**trained(), "environment": {"device": "NVIDIA A100-SXM4-40GB", "cpu": "any"}}
+    assert len(place(on_a100, ("accuracy", "training_time")).front.members) > 1

@@ -15,9 +15,12 @@ from efficient_vits.training import (
     CheckpointError,
     NotFiniteError,
     Options,
+    Recipe,
     Start,
     Trainer,
     from_checkpoint,
+    load_data,
+    train,
 )
 from efficient_vits.training.start import build_model
 
@@ -136,7 +139,9 @@ def test_kill_9_and_resume(tmp_path):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, check=False, timeout=300).returncode
 
-    assert start("whole", 0) == 0
+    recipe = Recipe(name="tiny", epochs=2, warmup_epochs=1, batch_size=448, img_size=16, lr=3e-3)
+    tiny = Start("vit_ti16", {"depth": 1, "embed_dim": 32, "num_heads": 2})
+    train(tiny, load_data("digits"), recipe, tmp_path / "whole", cpu=True)
     assert [start("broken", 2), start("broken", 3), start("broken", 0)] == [
         -signal.SIGKILL,
         -signal.SIGKILL,
@@ -232,9 +237,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch):
     assert all(weight.isfinite().all() for weight in weights.values())
 
 
+def test_cutmix_has_pairs_in_every_pass(run, recipe):
+    plans = []
+    run(
+        recipe=recipe.with_changes(batch_size=6, cutmix=1.0, epochs=1, warmup_epochs=0),
+        options=Options(micro_batch=3),
+        on_begin=lambda plan, updates: plans.append((plan.accumulation, plan.micro)),
+    )
+    assert plans == [(3, 2)]
+
+
 def test_fewer_images_than_a_batch(run, recipe):
     with pytest.raises(ValueError, match="fewer images than one update, 64"):
         run(recipe=recipe.with_changes(batch_size=64))
+
+
+def test_progressive_norms_go_from_layer_norm_to_batch_norm(run):
+    from efficient_vits._repbn import ProgressiveRepBN
+
+    seen = []
+
+    def look(model, *_):
+        norms = [m for m in model.modules() if isinstance(m, ProgressiveRepBN)]
+        [progress] = {float(norm.progress) for norm in norms}
+        seen.append(progress)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: (
+            look(module) if module.training and hasattr(module, "patch_embed") else None
+        )
+    )
+    try:
+        run(start=Start("slab_ti16", {"depth": 1, "embed_dim": 32, "num_heads": 2}))
+    finally:
+        handle.remove()
+    assert seen == pytest.approx([number / 5 for number in range(6)])
 
 
 def test_layer_scale_begins_as_the_recipe_says(recipe):
