@@ -5,7 +5,11 @@ from collections.abc import Sequence
 
 
 def einsum_cost(
-    equation: str, shapes: Sequence[Sequence[int]], path: Sequence[int] | None = None
+    equation: str,
+    shapes: Sequence[Sequence[int]],
+    path: Sequence[int] | None = None,
+    *,
+    gradients: Sequence[bool] | None = None,
 ) -> dict[str, int]:
     """Operations of `torch.einsum(equation, ...)` on operands of these shapes.
 
@@ -13,6 +17,10 @@ def einsum_cost(
     appended at the end, as torch records it) or from left to right. In each step an index that
     only one of the two has and nobody needs any more is summed first; then a multiply-add per
     combination of the remaining indices.
+
+    With `gradients` it is the operations of the backward pass instead, which gives a gradient to
+    the operands that are marked there: each step's product again, once for each of its two
+    operands that one of those went into. A summed index costs nothing then, its gradient repeats.
 
     Returns:
         "einsum": multiply-adds of steps that sum over a shared index, "mul": multiplications of
@@ -33,20 +41,35 @@ def einsum_cost(
 
     cost: Counter[str] = Counter()
     remaining = [set(labels) for labels in operands]
+    wanted = list(gradients or [False] * len(remaining))
     steps = iter(path or ())
     while len(remaining) > 1:
         first, second = next(steps, 0), next(steps, 1)
-        b, a = (remaining.pop(i) for i in sorted((first, second), reverse=True))
+        positions = sorted((first, second), reverse=True)
+        b, a = (remaining.pop(i) for i in positions)
+        wants_b, wants_a = (wanted.pop(i) for i in positions)
         needed = set(output).union(*remaining)
         kept_a, kept_b = a & (b | needed), b & (a | needed)
-        cost["sum"] += volume(a) - volume(kept_a) + volume(b) - volume(kept_b)
-        result = (kept_a | kept_b) & needed
-        cost["mul" if result == kept_a | kept_b else "einsum"] += volume(kept_a | kept_b)
+        met = kept_a | kept_b
+        result, product = met & needed, volume(met)
+        name = "mul" if result == met else "einsum"
+        if gradients is None:
+            cost["sum"] += volume(a) - volume(kept_a) + volume(b) - volume(kept_b)
+            cost[name] += product
+        else:
+            cost[name] += product * (wants_a + wants_b)
+            for kept, wants in ((kept_a, wants_a), (kept_b, wants_b)):
+                if wants and name == "mul" and kept != met:
+                    # What was repeated to meet the other operand is added up.
+                    cost["sum"] += product
         remaining.append(result)
+        wanted.append(wants_a or wants_b)
         if not path:
             # The intermediate result stays the left operand.
             remaining.insert(0, remaining.pop())
-    cost["sum"] += volume(remaining[0]) - volume(set(output))
+            wanted.insert(0, wanted.pop())
+    if gradients is None:
+        cost["sum"] += volume(remaining[0]) - volume(set(output))
     return dict(cost)
 
 

@@ -48,7 +48,13 @@ def attention(call: TracedCall) -> dict[str, int]:
         "matmul": scores * (dim + value_dim),
         "add": scores if is_masked else 0,
         "softmax": 5 * scores,
+        "dropout": scores if call.constant(4) else 0,
     }
+
+
+def dropout(call: TracedCall) -> int:
+    """In training what is left is scaled; else nothing happens."""
+    return call.output_numel if call.constant(2) and call.constant(1) else 0
 
 
 def each_output(cost: int) -> Rule:

@@ -7,6 +7,8 @@ are those of the ELECTRA code (softmax 5, gelu 8) and of the Folding@home FAQ (e
 cosine, square root and reciprocal 1). A complex product counts like a real one, and integers are
 free: an index is no floating-point number.
 
+The backward pass has a table of its own, `gradients.py`, under the same name and version.
+
 Dimensions come from an operator's own arguments. An operator without a rule is not guessed; it is
 reported as uncounted.
 """
@@ -54,6 +56,7 @@ RULES: dict[str, Rule] = {
     **_for_all("hardswish hardsigmoid softshrink", operators.each_output(1)),
     **_for_all("addcmul addcdiv", operators.each_output(2)),
     **_for_all("lerp pow", operators.each_output(3)),
+    **_for_all("dropout feature_dropout", operators.dropout),
     **_for_all("softmax log_softmax", operators.each_output(5)),
     "gelu": operators.each_output(8),
     **_for_all("exp exp2 expm1 log log2 log10 log1p erf", operators.each_output(20)),
@@ -121,7 +124,7 @@ FREE = _words(
 
     arange empty empty_strided eye fill full full_like linspace logspace meshgrid new_empty
     new_full new_ones new_zeros ones ones_like scalar_tensor tensor tril_indices triu_indices zero
-    zeros zeros_like bernoulli dropout feature_dropout alpha_dropout exponential multinomial normal
+    zeros zeros_like bernoulli alpha_dropout exponential multinomial normal
     rand rand_like randint randint_like randn randn_like random randperm uniform
 
     embedding fill_diagonal gather index index_copy index_fill index_select masked_fill

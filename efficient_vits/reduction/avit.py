@@ -167,6 +167,7 @@ class AViT(nn.Module):
     left are, once any was skipped; in training ``avit_profile``, one entry per block so far.
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(
         place="after",
         needs=frozenset({"token_sizes"}),

@@ -59,6 +59,7 @@ class ClassAttention(nn.Module):
     Shape: (B, P + N, C) -> the same.
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(place="after", prefix=True)
 
     def __init__(

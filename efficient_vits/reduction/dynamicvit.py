@@ -124,6 +124,7 @@ class DynamicViT(nn.Module):
     with a size of almost 0.
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(
         place="before", needs=frozenset({"token_sizes"}), sizes=True, auxiliary_loss=True
     )

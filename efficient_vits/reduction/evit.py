@@ -119,6 +119,7 @@ def rate_of_block(keep_rate: float | Sequence[float], depth: int, block: int) ->
 class _ByAttentiveness(nn.Module):
     """What both share: the keep rate of the block."""
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(
         place="between", needs=frozenset({"class_attention"}), plain_weights=True
     )

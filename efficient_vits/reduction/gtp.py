@@ -316,6 +316,7 @@ class GTP(nn.Module):
     attention that need not be integers.
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(
         place="between",
         needs=frozenset({"attention"}),

@@ -119,6 +119,7 @@ class STViT(nn.Module):
     Shape: (B, P + N, C) -> (B, P + S * S, C).
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(place="before", grid=True)
 
     def __init__(

@@ -86,6 +86,7 @@ class TokenLearner(nn.Module):
     Shape: (B, P + N, C) -> (B, P + learned_tokens, C).
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(place="before")
 
     def __init__(

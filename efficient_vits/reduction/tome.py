@@ -135,6 +135,7 @@ class ToMe(nn.Module):
     Shape: (B, N, C) -> (B, N - r, C).
     """
 
+    flop_kind: ClassVar[str] = "reduction"
     traits: ClassVar[ReductionTraits] = ReductionTraits(
         place="between", needs=frozenset({"keys"}), sizes=True, plain_weights=True
     )

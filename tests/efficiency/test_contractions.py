@@ -35,3 +35,26 @@ def test_a_path_changes_the_order_and_so_the_cost() -> None:
     # (3, 5) @ (5, 7) first, then (2, 3) @ (3, 7).
     cost = einsum_cost("ij,jk,kl->il", [(2, 3), (3, 5), (5, 7)], path=[1, 2, 0, 1])
     assert _nonzero(cost) == {"einsum": 3 * 5 * 7 + 2 * 3 * 7}
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "gradients", "expected"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 5)], (True, True), {"einsum": 2 * 30}),
+        ("ij,jk->ik", [(2, 3), (3, 5)], (True, False), {"einsum": 30}),
+        ("ij,jk->ik", [(2, 3), (3, 5)], (False, False), {}),
+        # The product of the first two needs a gradient only if one of them does.
+        ("ij,jk,kl->il", [(2, 3), (3, 5), (5, 7)], (False, False, True), {"einsum": 70}),
+        ("ij,jk,kl->il", [(2, 3), (3, 5), (5, 7)], (True, False, False), {"einsum": 70 + 30}),
+        # One vector is repeated along the matrix, the matrix is as large as the result.
+        ("bn,bnd->bnd", [(2, 3), (2, 3, 4)], (True, True), {"mul": 2 * 24, "sum": 24}),
+        ("ij->i", [(2, 3)], (True,), {}),
+    ],
+)
+def test_cost_of_the_way_back(
+    equation: str,
+    shapes: list[tuple[int, ...]],
+    gradients: tuple[bool, ...],
+    expected: dict[str, int],
+) -> None:
+    assert _nonzero(einsum_cost(equation, shapes, gradients=gradients)) == expected

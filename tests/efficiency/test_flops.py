@@ -56,9 +56,10 @@ def test_macs_of_a_vit_are_the_closed_formula(name: str, dim: int, img_size: int
 
 def test_the_parts_add_up() -> None:
     result = count_flops(small_vit(), (3, 64, 64))
-    assert sum(result.by_operator.values()) == result.total == result.by_module[""]
-    assert result.by_module["blocks"] == sum(result.by_module[f"blocks.{i}"] for i in range(2))
-    assert result.by_module["blocks.0.attn.qkv"] == 17 * 192 * 3 * 192
+    assert sum(result.by_operator.values()) == result.total == result.by_module.total
+    blocks = result.by_module["blocks"]
+    assert blocks.total == sum(block.total for block in blocks.children)
+    assert result.by_module["blocks.0.attn.qkv"].own == 17 * 192 * 3 * 192
     assert result.training is False
     assert result.rules == "paper-1"
 
