@@ -39,6 +39,10 @@ SMALL = {
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],
         r"hydra +N +\S+ +\S+ +196: [\d.]+  1024: [\d.]+",
     ),
+    "memory_estimate.py": (
+        ["test_vit"],
+        r"test_vit +training +batch 4 bfloat16 +[\d.]+ MiB, measured +[\d.]+",
+    ),
     "training_memory.py": (["fnet_s16"], r"fnet_s16 +224 4 x 512 +[\d.]+ GiB"),
 }
 

@@ -39,12 +39,14 @@ def fits_command(
         bool,
         typer.Option("--training/--inference", help="A training step, or a forward pass."),
     ] = True,
-    optimizer: Annotated[str, typer.Option(help="timm's name of the optimizer.")] = "lamb",
+    optimizer: Annotated[
+        str | None, typer.Option(help="timm's name of it, lamb by default; for training only.")
+    ] = None,
     amp: Annotated[
         str, typer.Option(metavar="DTYPE", help="Autocast: on, off, float16 or bfloat16.")
     ] = "on",
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Blocks keep their input only.")
+        bool, typer.Option("--checkpointing", help="Blocks keep their input only in training.")
     ] = False,
     unfused: Annotated[
         bool, typer.Option("--unfused", help="Attention keeps its matrix of weights.")

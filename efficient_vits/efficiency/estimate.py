@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from efficient_vits.efficiency.cpu_rules import cpu_workspace
 from efficient_vits.efficiency.cuda_rules import CudaRules
@@ -31,6 +34,7 @@ from efficient_vits.efficiency.storages import (
 from efficient_vits.efficiency.training_step import (
     Step,
     amp_dtype,
+    chosen_optimizer,
     create_optimizer,
     set_checkpointing,
     track,
@@ -40,13 +44,41 @@ DEVICES = ("cuda", "cpu")
 _CUDA_BLOCK = 512  # bytes; its allocator gives out multiples of it
 
 
+class _EqualShares(TorchFunctionMode):
+    """Counts of values that there are not: as many of each.
+
+    Experts that take the tokens which chose them ask for these counts. How the tokens are divided
+    makes little difference to what all of them take together.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.bincount, Tensor.bincount):
+            return _counts(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _counts(values: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    if weights is not None or not minlength:
+        return torch.bincount(values, weights, minlength)
+    share, rest = divmod(values.numel(), minlength)
+    with unset_fake_temporarily():
+        return torch.tensor([share + (i < rest) for i in range(minlength)])
+
+
 def estimate_memory(
     model: nn.Module | str,
     batch_size: int = 1,
     *,
     input_size: Sequence[int] | None = None,
     training: bool = True,
-    optimizer: str = "lamb",
+    optimizer: str | None = None,
     amp: bool | str | None = True,
     grad_checkpointing: bool = False,
     fused_attention: bool | None = None,
@@ -56,9 +88,11 @@ def estimate_memory(
 
     The model is copied without its values and run on tensors that have a shape and no memory; the
     storages that are alive at one time are added up. In training the second step counts, when the
-    optimizer has its state. Nothing is fitted. Not in it, as no tensor of the model's: what the
-    allocator loses between blocks, on CUDA the context (some hundred MiB) and the workspaces of its
-    libraries, and what kernels take for themselves, but for convolutions on the CPU.
+    optimizer has its state. Nothing is fitted. Where a model counts values (`torch.bincount`
+    with a `minlength`), as experts count their tokens, it finds as many of each. Not in it, as no
+    tensor of the model's: what the allocator loses between blocks, on CUDA the context (some
+    hundred MiB) and the workspaces of its libraries, and what kernels take for themselves, but for
+    the copies of convolutions on the CPU. Those depend on whether torch has one thread or several.
 
     Args:
         model: any module that takes a tensor `(batch_size, *input_size)`, also one on the meta
@@ -67,10 +101,10 @@ def estimate_memory(
         input_size: size of one image, `(channels, height, width)`; by default the one the model was
             built for, or `(3, 224, 224)` where it doesn't say.
         training: a training step with cross entropy; otherwise a forward pass in eval mode.
-        optimizer: timm's name of it.
+        optimizer: timm's name of it, for training only; "lamb" by default.
         amp: autocast, "float16" or "bfloat16"; True for torch's own choice on the device, False or
             None for none.
-        grad_checkpointing: whether blocks keep their input only, as timm's models can.
+        grad_checkpointing: whether blocks keep their input only in training, as timm's models can.
         fused_attention: whether attention keeps no matrix of weights. None leaves that to the
             model and the device; False also turns it off in modules with timm's switch
             `fused_attn`; True turns it on there.
@@ -79,12 +113,13 @@ def estimate_memory(
 
     Raises:
         TypeError, ValueError: an argument is not of the kind above, timm knows no model or
-            optimizer of this name, or the model asks tensors for their values, which
-            an estimate lacks.
+            optimizer of this name, a forward pass is to have what only training has, or the model
+            asks tensors for their values, which an estimate lacks.
     """
     if device not in DEVICES:
         raise ValueError(f"device is one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     dtype = amp_dtype(amp, device)
+    optimizer = chosen_optimizer(training, optimizer, grad_checkpointing)
     if isinstance(model, str):
         model = build(model, input_size, meta=True)
     if isinstance(model, nn.Module) and input_size is None:
@@ -102,7 +137,7 @@ def estimate_memory(
     step = Step(
         shadow,
         _empty_images(shadow, (batch_size, *(input_size or ())), mode),
-        create_optimizer(shadow, optimizer) if training else None,
+        create_optimizer(shadow, optimizer) if optimizer else None,
         dtype,
     )
     with warnings.catch_warnings(), _rules(device, fused_attention), masked(shadow):
@@ -128,7 +163,7 @@ def estimate_memory(
         device=device,
         method="estimate",
         training=training,
-        optimizer=optimizer if training else None,
+        optimizer=optimizer,
         amp=None if dtype is None else str(dtype).removeprefix("torch."),
         grad_checkpointing=grad_checkpointing,
     )
@@ -162,6 +197,7 @@ def _empty_images(model: nn.Module, size: Sequence[int], mode: FakeTensorMode) -
 def _rules(device: str, fused_attention: bool | None) -> Iterator[None]:
     """Autocast and attention as on the device."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_EqualShares())
         if fused_attention is False:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device == "cuda":

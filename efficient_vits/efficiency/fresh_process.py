@@ -16,10 +16,11 @@ import timm.layers
 import torch
 from torch import nn
 
+from efficient_vits.efficiency.batch_search import is_out_of_memory
+
 _COMMAND = (
     "import sys; from efficient_vits.efficiency import fresh_process as f; f.answer(sys.argv[1])"
 )
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "not enough memory", "Cannot allocate memory")
 
 
 def call_in_fresh_process(
@@ -63,7 +64,7 @@ def answer(folder: str) -> None:
         model = _read_model(Path(folder, "model"))
         result = ("value", question["function"](model, **question["arguments"]), "")
     except Exception as error:
-        if any(text in str(error) for text in _OUT_OF_MEMORY) or isinstance(error, MemoryError):
+        if is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
             first = str(error).partition("\n")[0]
             error = MemoryError(f"memory ran out in the process of its own: {first}")
         result = ("error", _picklable(error), traceback.format_exc())
@@ -147,7 +148,7 @@ def _untimely_end(code: int, said: str) -> Exception:
         return MemoryError(
             "the process of its own was killed (SIGKILL), as systems do where memory runs out"
         )
-    if any(text in said for text in (*_OUT_OF_MEMORY, "MemoryError")):
+    if "MemoryError" in said or is_out_of_memory(RuntimeError(said)):
         return MemoryError(f"memory ran out in the process of its own: {said[-300:]}")
     how = f"exit status {code}"
     if code < 0:

@@ -19,7 +19,7 @@ def largest_batch(
     *,
     input_size: Sequence[int] | None = None,
     training: bool = True,
-    optimizer: str = "lamb",
+    optimizer: str | None = None,
     amp: bool | str | None = True,
     grad_checkpointing: bool = False,
     fused_attention: bool | None = None,

@@ -16,6 +16,7 @@ from efficient_vits.efficiency.storages import KINDS, StorageTracker
 from efficient_vits.efficiency.training_step import (
     Step,
     amp_dtype,
+    chosen_optimizer,
     create_optimizer,
     set_checkpointing,
     track,
@@ -75,7 +76,7 @@ def measure_memory(
     batch_size: int = 1,
     device: torch.device | str | None = None,
     training: bool = False,
-    optimizer: str = "lamb",
+    optimizer: str | None = None,
     amp: bool | str | None = None,
     grad_checkpointing: bool = False,
     fresh_process: bool | None = None,
@@ -90,7 +91,7 @@ def measure_memory(
     batch_size: Sequence[int],
     device: torch.device | str | None = None,
     training: bool = False,
-    optimizer: str = "lamb",
+    optimizer: str | None = None,
     amp: bool | str | None = None,
     grad_checkpointing: bool = False,
     fresh_process: bool | None = None,
@@ -104,7 +105,7 @@ def measure_memory(
     batch_size: int | Sequence[int] = 1,
     device: torch.device | str | None = None,
     training: bool = False,
-    optimizer: str = "lamb",
+    optimizer: str | None = None,
     amp: bool | str | None = None,
     grad_checkpointing: bool = False,
     fresh_process: bool | None = None,
@@ -134,10 +135,10 @@ def measure_memory(
         device: where to measure, "cpu" or a CUDA device; by default where the module is, for a name
             the current CUDA device if there is one.
         training: whether to measure a training step.
-        optimizer: timm's name of it, for training.
+        optimizer: timm's name of it, for training only; "lamb" by default.
         amp: autocast, "float16" or "bfloat16"; True for torch's own choice on the device, False or
             None for none.
-        grad_checkpointing: whether blocks keep their input only, as timm's models can.
+        grad_checkpointing: whether blocks keep their input only in training, as timm's models can.
         fresh_process: whether to measure in a process of its own, which takes some seconds to
             start. By default a name is, and a module is not: it has to be pickled for that, and its
             class must be importable.
@@ -148,7 +149,8 @@ def measure_memory(
     Raises:
         TypeError, ValueError: an argument is not of the kind above, the device is another one, the
             model is on the meta device or on several devices, cannot be pickled for a process of
-            its own, or timm knows no model or optimizer of this name.
+            its own, timm knows no model or optimizer of this name, or a forward pass is to have
+            what only training has.
         MemoryError: memory ran out in the process of its own. Other errors there, CUDA's
             `torch.OutOfMemoryError` among them, come back as themselves.
     """
@@ -158,6 +160,7 @@ def measure_memory(
             raise ValueError("batch_size is a positive integer, or several; got none")
     else:
         batch_sizes = (batch_size,)
+    optimizer = chosen_optimizer(training, optimizer, grad_checkpointing)
     own = isinstance(model, str) if fresh_process is None else fresh_process
     if isinstance(model, nn.Module) and input_size is None:
         input_size = own_input_size(model)
@@ -189,7 +192,7 @@ def _measure(
     batch_size: int,
     device: str | None,
     training: bool,
-    optimizer: str,
+    optimizer: str | None,
     amp: bool | str | None,
     grad_checkpointing: bool,
     alone: bool = False,
@@ -199,7 +202,7 @@ def _measure(
         model = build(model, input_size)
         if device is None and torch.cuda.is_available():
             device = "cuda"
-    elif (training or grad_checkpointing) and not alone:
+    elif training and not alone:
         model = copy.deepcopy(model)
     input_size = own_input_size(model) if input_size is None else input_size
     check_arguments(model, input_size, batch_size)
@@ -214,7 +217,7 @@ def _measure(
         step = Step(
             model,
             random_images(model, input_size, batch_size, device=target),
-            create_optimizer(model, optimizer) if training else None,
+            create_optimizer(model, optimizer) if optimizer else None,
             dtype,
         )
         step()
@@ -238,7 +241,7 @@ def _measure(
         workspace_bytes=workspace,
         reserved_bytes=reserved,
         training=training,
-        optimizer=optimizer if training else None,
+        optimizer=optimizer,
         amp=None if dtype is None else str(dtype).removeprefix("torch."),
         grad_checkpointing=grad_checkpointing,
         fresh_process=alone,

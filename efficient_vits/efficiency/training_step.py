@@ -44,6 +44,23 @@ def amp_dtype(amp: bool | str | None, device_type: str) -> torch.dtype | None:
     return AMP_DTYPES[amp]
 
 
+def chosen_optimizer(training: bool, optimizer: str | None, grad_checkpointing: bool) -> str | None:
+    """Name of a training step's optimizer, "lamb" where none is given; None for a forward pass.
+
+    Raises:
+        ValueError: a forward pass is to have what only training has.
+    """
+    if training:
+        return "lamb" if optimizer is None else optimizer
+    if optimizer is not None:
+        raise ValueError(f"optimizer={optimizer!r} needs training=True; a forward pass has none")
+    if grad_checkpointing:
+        raise ValueError(
+            "grad_checkpointing=True needs training=True; a forward pass keeps nothing"
+        )
+    return None
+
+
 def set_checkpointing(model: nn.Module) -> None:
     """Turns on gradient checkpointing, as models of timm allow.
 

@@ -35,6 +35,8 @@ def test_json(run: Callable[..., tuple[int, str, str]], run_json: Callable[..., 
         (("--memory", "1GB", "--amp", "int8"), "--amp 'int8' is no dtype"),
         (("--memory", "1GB", "--device", "tpu"), "got 'tpu'"),
         (("--memory", "1GB", "--training", "--optimizer", "lamp"), "got 'lamp'"),
+        (("--memory", "1GB", "--optimizer", "sgd"), "optimizer='sgd' needs training=True"),
+        (("--memory", "1GB", "--checkpointing"), "grad_checkpointing=True needs training=True"),
     ],
 )
 def test_mistakes(

@@ -161,6 +161,8 @@ def test_attention_with_a_learned_mask_is_fused_on_cuda() -> None:
         ({"amp": "int8"}, "amp is 'bfloat16', 'float16', .* got 'int8'"),
         ({"optimizer": "lamp"}, "got 'lamp'"),
         ({"grad_checkpointing": True}, "Linear has none"),
+        ({"training": False, "optimizer": "lamb"}, "optimizer='lamb' needs training=True"),
+        ({"training": False, "grad_checkpointing": True}, "grad_checkpointing=True needs"),
         ({"input_size": (3, 0)}, "input_size must be positive integers"),
     ],
 )
@@ -177,6 +179,33 @@ def test_models_that_ask_for_values_are_refused() -> None:
 
     with pytest.raises(ValueError, match="Asks asks tensors for their values"):
         estimate_memory(Asks(), 1, input_size=(4,), training=False)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_experts_take_as_many_tokens_each(training: bool) -> None:
+    model = timm.create_model("switch8_ti16", img_size=96, depth=2, num_classes=10)
+    options = {"batch_size": 16, "input_size": IMAGE, "training": training, "amp": None}
+    estimated = estimate_memory(model, device="cpu", **options)
+    assert estimated.peak_bytes == pytest.approx(
+        measure_memory(model, **options).peak_bytes, rel=0.05
+    )
+    # Weights of eight experts, activations of about one.
+    options["optimizer"] = "sgd" if training else None
+    switch, plain = (
+        bytes_of(estimate_memory(name, device="cpu", **options))
+        for name in (model, small("vit_ti16"))
+    )
+    assert switch["weights"] > 4 * plain["weights"]
+    assert switch["activation"] < 2 * plain["activation"]
+
+
+def test_counts_of_an_unknown_number_of_values_are_refused() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bincount(x.flatten().long())
+
+    with pytest.raises(ValueError, match="Counts asks tensors for their values"):
+        estimate_memory(Counts(), 1, input_size=(4,), training=False)
 
 
 def test_training_needs_scores() -> None:

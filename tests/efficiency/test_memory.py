@@ -1,5 +1,7 @@
 """CPU figures against sizes that follow from the code of the model."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,21 @@ def test_what_is_kept_from_the_first_call_on_is_no_activation() -> None:
             return x
 
     assert measure_memory(Lazy(), (4,)).activation_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer='sgd' needs training=True"),
+        ({"grad_checkpointing": True}, "grad_checkpointing=True needs training=True"),
+        ({"training": True, "optimizer": "lamp"}, "got 'lamp'"),
+        ({"batch_size": ()}, "or several; got none"),
+        ({"amp": "int8"}, "got 'int8'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_memory(nn.Linear(4, 4), (4,), **arguments)
 
 
 def test_another_kind_of_device_is_refused() -> None:
