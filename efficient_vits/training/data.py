@@ -1,7 +1,8 @@
 """Data sets for training: scikit-learn's digits, and whatever timm reads."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,8 @@ class DataError(ValueError):
     """A data set that can't be read or doesn't suit the run."""
 
 
-class Data(NamedTuple):
+@dataclass(frozen=True)
+class Data:
     """A data set in two parts.
 
     Attributes:
