@@ -41,7 +41,7 @@ def _tensors(output: object) -> Iterator[Tensor]:
 def zeros_on_cpu(model: nn.Module) -> nn.Module:
     """A copy of a model on meta whose parameters and buffers are zeros that take no memory."""
     twin = copy.deepcopy(model).to_empty(device="cpu")
-    for tensor in state_of(twin):
+    for tensor in filter(Tensor.numel, state_of(twin)):
         # The system hands out pages of zeros only once they are written to, which nobody does.
         memory = np.zeros(tensor.numel() * tensor.element_size(), np.uint8)
         tensor.data = torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape)
