@@ -44,6 +44,8 @@ def path(tmp_path: Path) -> list[str]:
     folder = tmp_path / "efficient_vits" / "efficiency"
     folder.mkdir(parents=True)
     (folder / "_worker.py").write_text(STAND_IN)
+    for package in (folder, folder.parent):  # or the installed package would come first
+        (package / "__init__.py").touch()
     return [str(tmp_path), *(entry for entry in sys.path if "python3" in entry)]
 
 
