@@ -46,3 +46,24 @@ def test_every_mixer_has_its_times() -> None:
         *_, small, large = cells(name, 6)
         assert small == f"{by_size[196]:.2f}"
         assert large == (f"{by_size[16384]:,.0f}" if 16384 in by_size else "")
+
+
+def test_the_repeats_are_those_of_the_rows() -> None:
+    page = (DOCS / "timing.md").read_text(encoding="utf-8")
+    by_length = defaultdict(list)
+    for row in rows("repeatability.jsonl"):
+        by_length[row["seconds"]].append(row["throughput"])
+    assert len(by_length) == 2
+    for seconds, runs in by_length.items():
+        speeds = [run["images_per_second"] for run in runs]
+        inside = [
+            [low <= speed <= high for j, speed in enumerate(speeds) if j != i]
+            for i, (low, high) in enumerate(run["prediction"] for run in runs)
+        ]
+        low, high = runs[0]["prediction"]
+        line = (
+            f"| {seconds:.0f} | {speeds[0]:.1f} | {low:.1f} to {high:.1f} | "
+            f"{min(speeds[1:]):.1f} to {max(speeds[1:]):.1f} | {sum(inside[0])} | "
+            f"{sum(map(sum, inside))} of {sum(map(len, inside))} |"
+        )
+        assert line in page
