@@ -8,6 +8,7 @@ import typer
 from efficient_vits.cli import _training as shared
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import ABSENT, AsJson, print_json, print_text
+from efficient_vits.cli._errors import UserError
 from efficient_vits.cli._values import ImgSize, parse_size
 
 
@@ -29,7 +30,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print the accuracy on a data set. A model by name has its published weights."""
-    size = None if img_size is None else parse_size(img_size)[0]
+    size = None if img_size is None else parse_square(img_size)
     with shared.training_errors():
         from efficient_vits.training import evaluate_source, load_data
 
@@ -49,3 +50,11 @@ def evaluate(
         f"top-1 {accuracy.top1:.2f} %, top-5 {top5}, loss {accuracy.loss:.4f} on "
         f"{accuracy.images} images"
     )
+
+
+def parse_square(text: str) -> int:
+    """Height and width in pixels, which are the same in a recipe."""
+    height, width = parse_size(text)
+    if height != width:
+        raise UserError(f"--img-size {text!r} is not square; accepted is one number, such as 224")
+    return height

@@ -92,6 +92,7 @@ def test_a_run_goes_on_only_when_asked_to(run, tmp_path):
             "at least 2 images, got 1",
         ),
         (("finetune", "nowhere", "--data", "digits"), "no checkpoint at nowhere"),
+        (("evaluate", "vit_ti16", "--data", "digits", "--img-size", "32x64"), "is not square"),
         (("evaluate", "nowhere", "--data", "digits"), "neither a checkpoint nor a model's name"),
     ],
 )
