@@ -133,6 +133,8 @@ class _Run:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.options.tensorboard:
                 self.board = tensorboard_writer(self.output, self.epoch)
+            # The run may have ended between the checkpoint of an epoch and what follows it.
+            self._keep_best()
             checkpoint.tidy(self.output, keep_every=self.options.keep_every)
             self._write_rows()
         self.accelerator.wait_for_everyone()
@@ -199,14 +201,19 @@ class _Run:
         self.epoch, self.batch, self.totals = self.epoch + 1, 0, Totals(self.accelerator)
         self._save()
         if self.is_main:
-            best = max(self.history, key=lambda one: one.top1)
-            if best is row:
-                checkpoint.point(self.output, "best", (self.output / "last").resolve())
+            self._keep_best()
             checkpoint.tidy(self.output, keep_every=self.options.keep_every)
             self._write_rows()
             if self.board is not None:
                 write_scalars(self.board, row)
         return row
+
+    def _keep_best(self) -> None:
+        """Points at the last checkpoint if it ends the most accurate epoch so far."""
+        if not self.history or self.batch:
+            return
+        if max(self.history, key=lambda row: row.top1) is self.history[-1]:
+            checkpoint.point(self.output, "best", (self.output / "last").resolve())
 
     def _set_position(self) -> None:
         dataset = self.train_loader.dataset

@@ -274,6 +274,24 @@ def test_progressive_norms_go_from_layer_norm_to_batch_norm(run):
     assert seen == pytest.approx([number / 5 for number in range(6)])
 
 
+def test_the_best_epoch_is_kept_whenever_the_run_ends(run, recipe, tmp_path, monkeypatch):
+    from efficient_vits.training import checkpoint
+
+    def killed(folder, name, target):
+        if name == "best":
+            raise KeyboardInterrupt
+        point(folder, name, target)
+
+    point, once = checkpoint.point, recipe.with_changes(epochs=1, warmup_epochs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "point", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe=once)
+    assert not (tmp_path / "run" / "best").exists()
+    run(recipe=once, resume=True)
+    assert (tmp_path / "run" / "best").resolve() == (tmp_path / "run" / "last").resolve()
+
+
 def test_layer_scale_begins_as_the_recipe_says(recipe):
     model = build_model(Start("vit_ti16"), recipe.with_changes(layer_scale=0.3), 10)
     assert float(model.blocks[0].ls1.gamma[0].detach()) == pytest.approx(0.3)
