@@ -1,6 +1,7 @@
 """Training under Slurm, through submitit: submitted, requeued, and taken up where it was."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ class ClusterRun:
         from submitit.helpers import TorchDistributedEnvironment
 
         # Each process sees all GPUs of its machine, as under torchrun.
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        job = TorchDistributedEnvironment()
+        job.export(set_cuda_visible_devices=False, overwrite=True)
+        if job.world_size == job.local_world_size:
+            # One machine: its processes meet even where its name cannot be resolved. torch tries
+            # for half an hour before it says so.
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
         return self.carry_out(resume=self.resume)
 
     def checkpoint(self) -> Any:

@@ -12,29 +12,44 @@ def weights(run):
     return {path.name: path.read_bytes() for path in (run / "last").glob("*.safetensors")}
 
 
-def test_a_preempted_job_goes_on_from_its_last_checkpoint(run, tiny, recipe, tmp_path):
+def test_a_preempted_job_goes_on_from_its_last_checkpoint(tiny, recipe, tmp_path, monkeypatch):
     from efficient_vits.training import Options, load_data, train
 
     # As large as needed for two updates an epoch.
     recipe = recipe.with_changes(img_size=16, batch_size=448)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def carry_out(*, resume, output=tmp_path / "job", preempted=True):
-        updates = []
+    def job(folder, *, preempted):
+        def carry_out(*, resume):
+            updates = []
 
-        def preempt(update):
-            updates.append((update.epoch, update.index))
-            if preempted and not resume and len(updates) == 4:
-                os.kill(os.getpid(), signal.SIGUSR2)  # what Slurm's warning is to submitit
+            def preempt(update):
+                updates.append((update.epoch, update.index))
+                if preempted and not resume and len(updates) == 4:
+                    os.kill(os.getpid(), signal.SIGUSR2)  # what Slurm's warning is to submitit
 
-        how = {"options": Options(save_every=1), "cpu": True, "resume": resume}
-        train(tiny, load_data("digits"), recipe, output, on_update=preempt, **how)
-        return updates
+            how = {"options": Options(save_every=1), "cpu": True, "resume": resume}
+            train(tiny, load_data("digits"), recipe, folder, on_update=preempt, **how)
+            return updates
 
-    whole = carry_out(resume=False, output=tmp_path / "whole", preempted=False)
-    job = submit(carry_out, tmp_path / "job", resume=False, parameters={}, cluster="local")
+        minutes = {"timeout_min": 5}
+        return submit(carry_out, folder, resume=False, parameters=minutes, cluster="local")
+
+    whole = job(tmp_path / "whole", preempted=False)
+    updates = whole.result()
+    preempted = job(tmp_path / "preempted", preempted=True)
     # The fourth update was not saved when the job ended; the job that took its place did it again.
-    assert job.result() == whole[3:]
-    assert weights(tmp_path / "job") == weights(tmp_path / "whole")
+    assert preempted.result() == updates[3:]
+    assert weights(tmp_path / "preempted") == weights(tmp_path / "whole")
+
+
+def test_the_processes_of_one_machine_meet_without_its_name(tmp_path):
+    def address(*, resume):
+        return os.environ["MASTER_ADDR"], os.environ["WORLD_SIZE"]
+
+    parameters = {"timeout_min": 1, "tasks_per_node": 2}
+    job = submit(address, tmp_path, resume=False, parameters=parameters, cluster="local")
+    assert job.results() == [("127.0.0.1", "2")] * 2
 
 
 @pytest.fixture

@@ -66,6 +66,8 @@ def together(tmp_path_factory):
     (folder / "script.py").write_text(SCRIPT)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        # Else it takes the machine's name, and waits for long where that can't be resolved.
+        "--local-addr", "127.0.0.1",
         str(folder / "script.py"), str(folder), json.dumps(CASES),
         json.dumps(RECIPE.model_dump(mode="json")),
     ]  # fmt: skip

@@ -1,0 +1,188 @@
+"""Does a model learn under the preset `digits`, and what happens in its blocks meanwhile?
+
+    python benchmarks/convergence.py hydra_ti16 avit_ti16 --seeds 0 1 2 --output runs/convergence
+    python benchmarks/convergence.py performer_ti16 --epochs 30 --output runs/convergence
+    python benchmarks/convergence.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4 ...
+
+This is `efficient-vits train NAME --data digits` on the CPU, with its recipe unchanged; `--epochs`
+stops before its end, and the same command with a larger number goes on from there. Every run prints
+a JSON line:
+
+- `top1`, `losses`: for each epoch, accuracy on the test images in percent, mean of the loss's terms;
+- `largest_token`: for each block, the largest norm of a token that it gave in training;
+- `gradients`: for each block, the smallest and largest norm of its gradient before clipping;
+- `smallest_normaliser`: the smallest sum by which kernel attention divided, null elsewhere.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import timm
+import torch
+from digits import blocks_of, own_argument, smallest_normaliser
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from efficient_vits.efficiency import environment
+from efficient_vits.training import EpochRow, Start, Update, load_data, preset, session, train
+
+RECIPE = preset("digits")
+
+
+class Stop(Exception):
+    """As many epochs as were asked for."""
+
+
+class Watch:
+    """What happens in the blocks of a model during an epoch."""
+
+    def __init__(self, normaliser: list[float]) -> None:
+        self.blocks: list[nn.Module] = []
+        self.normaliser = normaliser
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        self.tokens = [0.0] * len(self.blocks)
+        self.clipped = [0.0] * len(self.blocks)
+        self.gradients = [[math.inf, 0.0] for _ in self.blocks]
+        self.normaliser[0] = math.inf
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """Starts to watch a model."""
+        self.blocks = blocks_of(model)
+        for number, block in enumerate(self.blocks):
+
+            def given(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
+                output = output if isinstance(output, Tensor) else output[0]
+                if module.training:
+                    norms = output.detach().norm(dim=1 if output.ndim == 4 else -1)
+                    self.tokens[number] = max(self.tokens[number], float(norms.max()))
+
+            block.register_forward_hook(given)
+        self.begin_epoch()
+        return model
+
+    def before_step(self, *_: Any) -> None:
+        """Looks at the gradients, which have been clipped."""
+        self.clipped = [
+            float(torch.stack([p.grad.norm() for p in b.parameters() if p.grad is not None]).norm())
+            for b in self.blocks
+        ]
+
+    def after_update(self, update: Update) -> None:
+        """Undoes the clipping of what was seen."""
+        factor = max(float(update.gradient_norm) / RECIPE.clip_grad, 1.0)
+        for seen, clipped in zip(self.gradients, self.clipped, strict=True):
+            seen[:] = [min(seen[0], clipped * factor), max(seen[1], clipped * factor)]
+
+    def row(self) -> dict[str, Any]:
+        """What was seen since the epoch began."""
+        normaliser = None if math.isinf(self.normaliser[0]) else self.normaliser[0]
+        return {
+            "largest_token": self.tokens,
+            "gradients": self.gradients,
+            "smallest_normaliser": normaliser,
+        }
+
+
+def over_run(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same over all epochs, to three digits."""
+    tokens = zip(*[epoch["largest_token"] for epoch in epochs], strict=True)
+    gradients = zip(*[epoch["gradients"] for epoch in epochs], strict=True)
+    normalisers = [epoch["smallest_normaliser"] for epoch in epochs]
+    known = [smallest for smallest in normalisers if smallest is not None]
+    return {
+        "largest_token": [short(max(block)) for block in tokens],
+        "gradients": [
+            [short(min(low for low, _ in block)), short(max(high for _, high in block))]
+            for block in gradients
+        ],
+        "smallest_normaliser": short(min(known)) if known else None,
+    }
+
+
+def short(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """A watch on the next model that is trained."""
+    with ExitStack() as stack:
+        watch = Watch(stack.enter_context(smallest_normaliser()))
+        build = session.build_model
+        stack.enter_context(
+            mock.patch.object(session, "build_model", lambda *given: watch.model(build(*given)))
+        )
+        stack.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
+        yield watch
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(name: str, own: dict[str, Any], seed: int, epochs: int, folder: Path) -> dict[str, Any]:
+    """Trains up to this epoch, from where the folder's run is, and gives the row of the run."""
+    seen = folder / "watch.jsonl"
+    with watching() as watch:
+
+        def on_epoch(row: EpochRow) -> None:
+            kept = [line for line in read(seen) if line["epoch"] < row.epoch]
+            kept.append({"epoch": row.epoch, **watch.row()})
+            seen.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            watch.begin_epoch()
+            if row.epoch >= epochs:
+                raise Stop
+
+        try:
+            if len(read(folder / "epochs.jsonl")) < epochs:
+                how: dict[str, Any] = {"seed": seed, "resume": True, "cpu": True}
+                callbacks: dict[str, Any] = {"on_update": watch.after_update, "on_epoch": on_epoch}
+                train(Start(name, own), load_data("digits"), RECIPE, folder, **how, **callbacks)
+        except Stop:
+            pass
+    rows, watched = read(folder / "epochs.jsonl")[:epochs], read(seen)[:epochs]
+    facts = environment()
+    return {
+        "model": name,
+        "arguments": own,
+        "seed": seed,
+        "top1": [round(row["top1"], 2) for row in rows],
+        "losses": {
+            term: [short(row["losses"][term]) for row in rows] for term in rows[0]["losses"]
+        },
+        **over_run(watched),
+        "minutes": short(sum(row["seconds"] for row in rows) / 60),
+        "threads": torch.get_num_threads(),
+        **{name: facts[name] for name in ("cpu", "torch", "timm", "commit")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="stop after these")
+    parser.add_argument("--own", nargs="*", default=[], metavar="NAME=VALUE", help="of the model")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the runs")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.models if not timm.is_model(name)]
+    if unknown:
+        sys.exit(f"no model {', '.join(unknown)}; see efficient-vits list")
+    own = dict(map(own_argument, arguments.own))
+    for seed in arguments.seeds:
+        for name in arguments.models:
+            folder = arguments.output / f"{name}-{seed}"
+            print(json.dumps(run(name, own, seed, arguments.epochs, folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
