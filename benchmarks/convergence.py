@@ -8,7 +8,7 @@ This is `efficient-vits train NAME --data digits` on the CPU, with its recipe un
 stops before its end, and the same command with a larger number goes on from there. Every run prints
 a JSON line:
 
-- `top1`, `losses`: for each epoch, accuracy on the test images in percent, mean of the loss's terms;
+- `top1`, `losses`: for each epoch, accuracy on the test images in percent, the loss's terms;
 - `largest_token`: for each block, the largest norm of a token that it gave in training;
 - `gradients`: for each block, the smallest and largest norm of its gradient before clipping;
 - `smallest_normaliser`: the smallest sum by which kernel attention divided, null elsewhere.

@@ -56,6 +56,12 @@ SaveEvery = Annotated[
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write TensorBoard's files to the folder too.")
 ]
+Fsdp = Annotated[
+    bool,
+    typer.Option(
+        "--fsdp", help="Spread parameters and optimizer state over the processes (FSDP2)."
+    ),
+]
 Device = Annotated[bool, typer.Option("--cpu", help="Leave accelerators alone.")]
 TrainSplit = Annotated[str, typer.Option(help="Part that is trained on.")]
 TestSplit = Annotated[str, typer.Option(help="Part that accuracies are of.")]

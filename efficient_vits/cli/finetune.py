@@ -36,6 +36,7 @@ def finetune(
     keep_every: shared.KeepEvery = None,
     save_every: shared.SaveEvery = None,
     tensorboard: shared.TensorBoard = False,
+    fsdp: shared.Fsdp = False,
     cpu: shared.Device = False,
     train_split: shared.TrainSplit = "train",
     test_split: shared.TestSplit = "validation",
@@ -73,6 +74,7 @@ def finetune(
             keep_every=keep_every,
             save_every=save_every,
             tensorboard=tensorboard,
+            fsdp=fsdp,
             quiet=as_json and launcher == "here",
         )
         result = job.run(carry_out, folder, resume=resume, as_json=as_json)

@@ -49,7 +49,7 @@ def evaluate_model(model: nn.Module, loader: Any, accelerator: Accelerator) -> A
     # Hits in the first, hits in the first five, loss, images.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:
-        with torch.inference_mode(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast():
             for images, targets in loader:
                 targets = targets.to(device, non_blocking=True)
                 logits = model(images.to(device, non_blocking=True)).float()

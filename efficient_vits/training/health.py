@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from efficient_vits.training.sharding import whole_tensor
+
 
 class NotFiniteError(RuntimeError):
     """The loss became infinite or no number. The message says in which update, and where first."""
@@ -30,7 +32,8 @@ def diagnose(model: nn.Module, forward: Callable[[], Tensor]) -> str:
     model.zero_grad(set_to_none=True)
     if loss.requires_grad:
         loss.backward()
-    weights = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    parameters = [(name, whole_tensor(p)) for name, p in model.named_parameters()]
+    weights = [name for name, p in parameters if not bool(p.isfinite().all())]
     facts = []
     if weights:
         facts.append(f"parameters that are not finite: {', '.join(weights[:5])}")
@@ -52,7 +55,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
             parts[name] = child
     norms = {}
     for name, part in parts.items():
-        gradients = [p.grad.norm() for p in part.parameters() if p.grad is not None]
+        gradients = [whole_tensor(p.grad).norm() for p in part.parameters() if p.grad is not None]
         if gradients:
             norms[name] = float(torch.stack(gradients).norm())
     return norms

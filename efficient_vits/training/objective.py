@@ -63,6 +63,11 @@ class Objective(nn.Module):
         # A module's terms are left in it by the pass that has just been.
         return {**terms, "auxiliary": auxiliary_loss(self.model)}
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The model's (B, classes) alone."""
+        out: Tensor = self.model(images)
+        return out
+
     def _distance(self, logits: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
             aims = _Seeing(self._teacher[0], self.recipe)(images).float()

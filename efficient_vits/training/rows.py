@@ -55,6 +55,8 @@ def result_row(
     history: Sequence[EpochRow],
     plan: BatchPlan,
     facts: Mapping[str, Any],
+    *,
+    sharded: bool = False,
 ) -> dict[str, Any]:
     """The whole run as a row that `efficient_vits.results` reads beside measurements.
 
@@ -65,6 +67,7 @@ def result_row(
         history: All epochs.
         plan: How a batch was spread.
         facts: As `efficiency.environment` gives.
+        sharded: Whether each process had a part of the parameters only.
 
     Returns:
         Accuracy of the best epoch in per cent, parameters, FLOPs, and what the training cost.
@@ -89,6 +92,7 @@ def result_row(
             "peak_memory": max(memory) if memory else None,
             "device": "cpu" if not memory else "cuda",
             "batch": asdict(plan),
+            "sharded": sharded,
             "epochs": len(history),
         },
         "environment": dict(facts),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Options:
         keep_every: Checkpoints of every so many epochs are kept; None for the last and the best.
         save_every: Updates between checkpoints within an epoch; None for one per epoch.
         tensorboard: Write TensorBoard's files too.
+        fsdp: Spread parameters, gradients and optimizer state over the processes (FSDP2), where
+            else each has all of them.
     """
 
     micro_batch: int | None = None
@@ -50,6 +52,7 @@ class Options:
     keep_every: int | None = None
     save_every: int | None = None
     tensorboard: bool = False
+    fsdp: bool = False
 
 
 class _Run:
@@ -126,6 +129,7 @@ class _Run:
             seed=self.seed,
             accelerator=self.accelerator,
             teacher=self._teacher(),
+            fsdp=self.options.fsdp,
         )
         if state is not None:
             self._take_up(state)
@@ -178,7 +182,7 @@ class _Run:
         folder = self.output / "last"
         self.trainer.load_state(checkpoint.load_training(folder, state))
         if self.trainer.ema is not None:
-            self.trainer.ema.module.load_state_dict(load_file(folder / checkpoint.EMA))
+            self.trainer.load_averaged_weights(load_file(folder / checkpoint.EMA))
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.history = [EpochRow(**row) for row in state["history"]]
         self.totals = Totals(self.accelerator, state["totals"])
@@ -225,7 +229,7 @@ class _Run:
     def _row(self, lr: float) -> EpochRow:
         totals = self.totals.mean()
         means = totals["means"]
-        accuracy = evaluate_model(self.trainer.model, self.test_loader, self.accelerator)
+        accuracy = evaluate_model(self.trainer.classifier, self.test_loader, self.accelerator)
         ema = None
         if self.trainer.ema is not None:
             ema = evaluate_model(self.trainer.ema.module, self.test_loader, self.accelerator).top1
@@ -259,8 +263,10 @@ class _Run:
 
     def _save(self) -> None:
         totals = self.totals.mean() if self.totals.updates else None
+        # The processes may have to gather them.
+        weights, averaged = self.trainer.weights(), self.trainer.averaged_weights()
+        training = self.trainer.state()
         if self.is_main:
-            ema = self.trainer.ema
             checkpoint.save_checkpoint(
                 self.output,
                 self.epoch * self.trainer.updates_per_epoch + self.batch,
@@ -272,9 +278,9 @@ class _Run:
                     "totals": totals,
                     "environment": self.facts,
                 },
-                model=self.trainer.model.state_dict(),
-                training=self.trainer.state(),
-                ema=None if ema is None else ema.module.state_dict(),
+                model=weights,
+                training=training,
+                ema=averaged,
             )
         self.accelerator.wait_for_everyone()
 
@@ -284,8 +290,18 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """The result, which is written too."""
+        model, sharded = self.trainer.model, self.trainer.sharded
+        if sharded:  # each process has a part of it only
+            start = replace(self.start, pretrained=False, checkpoint=None)
+            model = build_model(start, self.recipe, self.data.num_classes)
         result = result_row(
-            self.trainer.model, self.identity(), self.recipe, self.history, self.plan, self.facts
+            model,
+            self.identity(),
+            self.recipe,
+            self.history,
+            self.plan,
+            self.facts,
+            sharded=sharded,
         )
         if self.is_main:
             write_whole(self.output / "result.json", json.dumps(result, indent=2))

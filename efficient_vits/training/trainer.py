@@ -6,8 +6,8 @@ are seeded by its number, so a run that is taken up again needs no state of thei
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,13 @@ from efficient_vits.training.health import NotFiniteError, diagnose
 from efficient_vits.training.loaders import seed_all
 from efficient_vits.training.objective import Objective
 from efficient_vits.training.recipe import Recipe
+from efficient_vits.training.sharding import (
+    gathered,
+    shard,
+    spread_optimizer_state,
+    spread_weights,
+    whole_tensor,
+)
 from efficient_vits.training.unused import unused_parameters
 
 _UPDATE = 1  # sets the updates' random numbers apart from those of the images
@@ -45,6 +52,8 @@ class Trainer:
         seed: Of everything random.
         accelerator: The processes and the device.
         teacher: For recipes with distillation.
+        fsdp: Spread parameters, gradients and optimizer state over the processes, if there are
+            several.
     """
 
     def __init__(
@@ -58,10 +67,38 @@ class Trainer:
         seed: int,
         accelerator: Accelerator,
         teacher: nn.Module | None = None,
+        fsdp: bool = False,
     ) -> None:
         self.recipe, self.plan, self.seed, self.accelerator = recipe, plan, seed, accelerator
         self.updates_per_epoch = updates_per_epoch
         self.model = model
+        self.sharded = fsdp and accelerator.num_processes > 1
+        # Parameters that are spread and buffers that are not don't go into one call.
+        self.ema = (
+            ModelEmaV3(model, decay=recipe.ema_decay, foreach=not self.sharded)
+            if recipe.ema_decay
+            else None
+        )
+        self.mixup = (
+            Mixup(
+                mixup_alpha=0.0,
+                cutmix_alpha=1.0,
+                prob=recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=num_classes,
+            )
+            if recipe.cutmix
+            else None
+        )
+        criterion: nn.Module = (
+            SoftTargetCrossEntropy()
+            if self.mixup
+            else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        )
+        objective = Objective(model, criterion, recipe, teacher)
+        if self.sharded:
+            # The optimizer is to see the parameters as they are from here on.
+            self._shard(objective)
         optimizer = create_optimizer_v2(
             model,
             opt=recipe.optimizer,
@@ -83,31 +120,21 @@ class Trainer:
         self.has_progressive_norms = any(
             isinstance(module, ProgressiveRepBN) for module in model.modules()
         )
-        self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
-        self.mixup = (
-            Mixup(
-                mixup_alpha=0.0,
-                cutmix_alpha=1.0,
-                prob=recipe.cutmix,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=num_classes,
-            )
-            if recipe.cutmix
-            else None
-        )
-        criterion: nn.Module = (
-            SoftTargetCrossEntropy()
-            if self.mixup
-            else LabelSmoothingCrossEntropy(recipe.label_smoothing)
-        )
-        objective = Objective(model, criterion, recipe, teacher)
-        if accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 and not self.sharded:
             # To look for unused parameters in every pass takes time, and torch warns if all are
             # used; not to look where some are unused is an error.
             accelerator.ddp_handler = DistributedDataParallelKwargs(
                 find_unused_parameters=self._has_unused(objective)
             )
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        # What is spread already is not to be wrapped again.
+        self.objective = accelerator.prepare_model(objective, evaluation_mode=self.sharded)
+        self.optimizer = accelerator.prepare(optimizer)
+
+    def _shard(self, objective: Objective) -> None:
+        device = self.accelerator.device
+        shard(objective, self.model, device, also="logits")
+        if self.ema is not None:
+            shard(self.ema.module, self.ema.module, device)
 
     def _has_unused(self, objective: nn.Module) -> bool:
         size, device = self.recipe.img_size, self.accelerator.device
@@ -153,24 +180,44 @@ class Trainer:
                 images, targets = self.mixup(images, targets)
             # Gradients are exchanged once, after the last pass.
             waiting = part < passes - 1
-            with self.accelerator.no_sync(self.objective) if waiting else nullcontext():
+            with self._own_gradients() if waiting else nullcontext():
                 losses = self.objective(images, targets)
                 loss = torch.stack(list(losses.values())).sum()
-                if not torch.isfinite(loss):
+                if self._is_not_finite(loss):
                     self._stop(epoch, index, images, targets, seeds)
                 self.accelerator.backward(loss / passes)
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach().double() / passes
         norm = None
         if self.recipe.clip_grad is not None:
-            norm = self.accelerator.clip_grad_norm_(
-                self.objective.parameters(), self.recipe.clip_grad
+            norm = whole_tensor(
+                self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_grad)
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model, step=number)
         return Update(epoch, index, terms, norm, self.lr, time.perf_counter() - began)
+
+    @contextmanager
+    def _own_gradients(self) -> Iterator[None]:
+        """Every process keeps its gradients meanwhile."""
+        if not self.sharded:
+            with self.accelerator.no_sync(self.objective):
+                yield
+            return
+        self.objective.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.objective.set_requires_gradient_sync(True)
+
+    def _is_not_finite(self, loss: Tensor) -> bool:
+        finite = torch.isfinite(loss)
+        if self.sharded:
+            # A process alone cannot find the reason: none has all parameters.
+            finite = self.accelerator.reduce((~finite).float(), reduction="sum") == 0
+        return not finite
 
     def _next(self, batches: Iterator[Any], epoch: int, index: int) -> Any:
         batch = next(batches, None)
@@ -202,19 +249,54 @@ class Trainer:
             f"{diagnose(self.model, again)}"
         )
 
+    @property
+    def classifier(self) -> nn.Module:
+        """What gives the logits (B, classes) of images, for evaluation."""
+        return _Classifier(self.objective) if self.sharded else self.model
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict of the model. Every process must call this."""
+        weights: dict[str, Tensor] = gathered(self.model.state_dict())
+        return weights
+
+    def averaged_weights(self) -> dict[str, Tensor] | None:
+        """State dict of the moving average, if there is one. Every process must call this."""
+        return None if self.ema is None else gathered(self.ema.module.state_dict())
+
+    def load_averaged_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes back what `averaged_weights` gave."""
+        if self.ema is not None:
+            self.ema.module.load_state_dict(spread_weights(weights, self.ema.module))
+
     def state(self) -> dict[str, Any]:
-        """Everything besides the weights that the next update depends on."""
+        """Everything besides the weights that the next update depends on.
+
+        Every process must call this.
+        """
         scaler = self.accelerator.scaler
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gathered(self.optimizer.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(spread_optimizer_state(state["optimizer"], self.optimizer))
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+class _Classifier(nn.Module):
+    """The model in an objective, run in a way that gathers its parameters."""
+
+    def __init__(self, objective: Any) -> None:
+        super().__init__()
+        self.objective = objective
+        self.training = objective.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.objective.logits(images)
+        return logits
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,25 @@ def test_a_run_goes_on_only_when_asked_to(run, tmp_path):
     assert (folder / "last" / "model.safetensors").read_bytes() == before
 
 
+def test_how_a_run_is_carried_out(run, tmp_path, monkeypatch):
+    import efficient_vits.training
+
+    seen = []
+
+    def train(start, data, recipe, output, *, options, **rest):
+        seen.append(options)
+        raise FileExistsError("seen")
+
+    assert run("train", "vit_ti16", *SMALL, *TINY, "--set", "img_size=16", "-o", tmp_path)[0] == 0
+    monkeypatch.setattr(efficient_vits.training, "train", train)
+    given = ("--fsdp", "--micro-batch", "7", "--workers", "0", "--keep-every", "3", "--save-every",
+             "5", "--tensorboard")  # fmt: skip
+    run("train", "vit_ti16", *SMALL, *given)
+    run("finetune", tmp_path, *SMALL, "--preset", "digits", *given)
+    options = efficient_vits.training.Options(7, 0, 3, 5, True, True)
+    assert seen == [options, options]
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
