@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 DIGITS = "digits"
@@ -81,9 +81,24 @@ class Intact(Dataset[Any]):
             with file:
                 image = Image.open(file).convert("RGB")
         except OSError as error:
-            name = self.dataset.filename(index)
+            name = self.dataset.filename(index) or f"number {index}"
             raise DataError(f"can't read the image {name}: {error}") from error
-        return image, target
+        return image, self.dataset.target_transform(target)
+
+
+class Label:
+    """Passes on labels, and refuses those that are no class."""
+
+    def __init__(self, num_classes: int, split: str) -> None:
+        self.num_classes, self.split = num_classes, split
+
+    def __call__(self, target: int) -> int:
+        if not 0 <= target < self.num_classes:
+            raise DataError(
+                f"split {self.split!r} has label {target}; with {self.num_classes} classes, labels "
+                f"are 0 to {self.num_classes - 1}"
+            )
+        return target
 
 
 def load_data(
@@ -99,7 +114,8 @@ def load_data(
         source: "digits"; a folder that has a folder per split with a folder of images per class; or
             NAME:ROOT with a name that timm's `create_dataset` knows, such as
             "hfds/uoft-cs/cifar10:CACHE", "torch/cifar10:FOLDER" or "wds/shards:FOLDER".
-        train_split: What is trained on.
+        train_split: What is trained on. In a folder it may be an archive, such as "train.tar", of
+            a folder of images per class.
         test_split: What is evaluated on.
         num_classes: How many there are; by default as many as the training part says it has.
 
@@ -119,11 +135,17 @@ def load_data(
     test = _part(name, root, test_split, is_training=False)
     if not name and train_split != test_split:
         test = _matching(train, test, root, (train_split, test_split))
-    if isinstance(test, ImageDataset):
-        test = Intact(test)
     classes = num_classes or _count_classes(train)
     if classes is None:
-        raise DataError(f"{source!r} doesn't say how many classes it has: give their number")
+        raise DataError(
+            f"{source!r} doesn't say how many classes it has: give their number "
+            f"(num_classes=..., --num-classes)"
+        )
+    for part, split in ((train, train_split), (test, test_split)):
+        if isinstance(part, ImageDataset | IterableImageDataset):
+            part.target_transform = Label(classes, split)
+    if isinstance(test, ImageDataset):
+        test = Intact(test)
     return Data(train, test, classes, name or Path(root).resolve().name)
 
 
@@ -148,13 +170,13 @@ def _part(name: str, root: str, split: str, **given: Any) -> Any:
 
 def _matching(train: Any, test: Any, root: str, splits: tuple[str, str]) -> Any:
     """The test part, its labels numbered as in the training part."""
-    common = {*train.filenames(absolute=True)} & {*test.filenames(absolute=True)}
+    common = _paths(train) & _paths(test)
     if common:
         raise DataError(
             f"splits {splits[0]!r} and {splits[1]!r} of {root} have {len(common)} images in "
-            f"common: each needs a folder of its own"
+            f"common: each needs a folder or an archive of its own"
         )
-    own, known = test.reader.class_to_idx, train.reader.class_to_idx
+    own, known = _class_indices(test), _class_indices(train)
     unknown = sorted(own.keys() - known.keys())
     if unknown:
         raise DataError(f"split {splits[1]!r} of {root} has classes of its own: {unknown[:5]}")
@@ -163,7 +185,20 @@ def _matching(train: Any, test: Any, root: str, splits: tuple[str, str]) -> Any:
     return test if same else _part("", root, splits[1], is_training=False, class_map=known)
 
 
-def _count_classes(part: Any) -> int | None:
+def _paths(part: Any) -> set[str]:
+    """Where the images are; for those in an archive, under the archive's path."""
+    names, root = part.filenames(absolute=True), Path(part.reader.root)
+    return {str(root / name) for name in names} if root.is_file() else {*names}
+
+
+def _class_indices(part: Any) -> dict[str, int]:
+    """The number of each class by name; empty if the data doesn't name them."""
     reader = getattr(part, "reader", None)
-    classes = getattr(reader, "class_to_idx", None) or getattr(part, "class_to_idx", None)
-    return None if not classes else max(classes.values()) + 1
+    # timm's reader of archives has a name of its own for it.
+    owners = ((reader, "class_to_idx"), (reader, "class_name_to_idx"), (part, "class_to_idx"))
+    return next((found for owner, name in owners if (found := getattr(owner, name, None))), {})
+
+
+def _count_classes(part: Any) -> int | None:
+    indices = _class_indices(part)
+    return max(indices.values()) + 1 if indices else None

@@ -1,5 +1,6 @@
 """Accuracy on a whole data set, whatever the number of processes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from efficient_vits.training.checkpoint import CheckpointError
 from efficient_vits.training.data import Data, DataError
 from efficient_vits.training.loaders import evaluation_loader
 from efficient_vits.training.recipe import Recipe
 from efficient_vits.training.start import Start, build_model, from_checkpoint
+from efficient_vits.training.streams import stream_size
 
 
 @dataclass(frozen=True)
@@ -35,40 +37,70 @@ class Accuracy:
     images: int
 
 
-def evaluate_model(model: nn.Module, loader: Any, accelerator: Accelerator) -> Accuracy:
+def evaluate_model(
+    model: nn.Module, loader: Any, accelerator: Accelerator, *, stand_in: Tensor | None = None
+) -> Accuracy:
     """Accuracy of a model in eval mode; its mode is as before afterwards.
 
     Args:
         model: Gives logits (B, classes), on the accelerator's device.
-        loader: This process' share of the images; the shares of all together are counted.
+        loader: This process' share of the images, which may be none; the shares of all together
+            are counted.
         accelerator: The processes.
+        stand_in: Images that a process without any runs the model on while others have some, for a
+            model that all must run together; None for a model that each has to itself.
+
+    Raises:
+        DataError: A stream of timm's has fewer images than it says.
     """
     was_training = model.training
     model.eval()
     device = accelerator.device
-    # Hits in the first, hits in the first five, loss, images.
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    # Hits in the first, hits in the first five, loss, images, those of more than five classes.
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     try:
         with torch.no_grad(), accelerator.autocast():
-            for images, targets in loader:
+            for batch in loader if stand_in is None else _in_step(loader, accelerator):
+                if batch is None:
+                    model(stand_in)
+                    continue
+                images, targets = batch
                 targets = targets.to(device, non_blocking=True)
                 logits = model(images.to(device, non_blocking=True)).float()
                 classes = logits.shape[1]
                 ranked = logits.topk(min(5, classes), dim=1).indices == targets.unsqueeze(1)
                 loss = F.cross_entropy(logits, targets, reduction="sum")
-                counts = (ranked[:, 0].sum(), ranked.sum(), loss, len(targets))
+                here = len(targets)
+                counts = (ranked[:, 0].sum(), ranked.sum(), loss, here, here * (classes > 5))
                 sums += torch.stack([torch.as_tensor(x, device=device).double() for x in counts])
     finally:
         model.train(was_training)
-    first, five, loss_sum, images_seen = accelerator.reduce(sums, reduction="sum").tolist()
+    sums = accelerator.reduce(sums, reduction="sum")
+    first, five, loss_sum, images_seen, of_many = sums.tolist()
+    expected = stream_size(getattr(loader, "dataset", None))
+    if expected is not None and images_seen < expected:
+        raise DataError(
+            f"only {int(images_seen)} of {expected} test images could be read; timm's log says why"
+        )
     if not images_seen:
         raise ValueError("there are no images to evaluate on")
     return Accuracy(
         top1=100 * first / images_seen,
-        top5=100 * five / images_seen if classes > 5 else None,
+        top5=100 * five / images_seen if of_many else None,
         loss=loss_sum / images_seen,
         images=int(images_seen),
     )
+
+
+def _in_step(loader: Any, accelerator: Accelerator) -> Iterator[Any]:
+    """Batches, and None instead of one while only other processes have some."""
+    batches = iter(loader)
+    while True:
+        batch = next(batches, None)
+        here = torch.tensor(float(batch is not None), device=accelerator.device)
+        if not accelerator.reduce(here, reduction="sum"):
+            return
+        yield batch
 
 
 def evaluate_source(

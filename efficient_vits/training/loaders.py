@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
 from efficient_vits.training.recipe import Augmentation, Recipe
+from efficient_vits.training.streams import stream_share
 
 _POLICIES: dict[Augmentation, str] = {
     "grayscale": "Desaturate",
@@ -131,6 +132,18 @@ class Ordered(IterableDataset[Any]):
             return self.transform(image), target
 
 
+def _share(
+    dataset: Any, batch_size: int, seed: int | None, rank: int, processes: int, workers: int
+) -> Any:
+    """This process' share of a data set, as an `IterableDataset`."""
+    if isinstance(dataset, IterableDataset):
+        own = batch_size // processes
+        return stream_share(
+            dataset, batch_size=own, rank=rank, processes=processes, workers=workers
+        )
+    return Ordered(dataset, batch_size, seed=seed, rank=rank, processes=processes)
+
+
 def training_loader(
     dataset: Any,
     recipe: Recipe,
@@ -157,8 +170,7 @@ def training_loader(
         device: Where batches are needed.
     """
     prefetch = device.type == "cuda"
-    if not isinstance(dataset, IterableDataset):
-        dataset = Ordered(dataset, batch_size, seed=seed, rank=rank, processes=processes)
+    dataset = _share(dataset, batch_size, seed, rank, processes, workers)
     loader = create_loader(
         dataset,
         input_size=(3, recipe.img_size, recipe.img_size),
@@ -191,8 +203,7 @@ def evaluation_loader(
 
     Every image is seen once, in one of the processes.
     """
-    if not isinstance(dataset, IterableDataset):
-        dataset = Ordered(dataset, batch_size, seed=None, rank=rank, processes=processes)
+    dataset = _share(dataset, batch_size, None, rank, processes, workers)
     prefetch = device.type == "cuda"
     return create_loader(
         dataset,

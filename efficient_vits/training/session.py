@@ -17,7 +17,7 @@ from efficient_vits.training import checkpoint
 from efficient_vits.training.batches import BatchPlan, plan_batches
 from efficient_vits.training.checkpoint import CheckpointError
 from efficient_vits.training.data import Data, DataError
-from efficient_vits.training.evaluation import evaluate_model
+from efficient_vits.training.evaluation import Accuracy, evaluate_model
 from efficient_vits.training.loaders import Ordered, evaluation_loader, seed_all, training_loader
 from efficient_vits.training.recipe import Recipe
 from efficient_vits.training.rows import (
@@ -28,6 +28,7 @@ from efficient_vits.training.rows import (
     write_whole,
 )
 from efficient_vits.training.start import Start, build_model, build_teacher
+from efficient_vits.training.streams import stream_size
 from efficient_vits.training.sync_norm import synchronise_batch_norms
 from efficient_vits.training.totals import Totals
 from efficient_vits.training.trainer import Trainer, Update
@@ -173,7 +174,11 @@ class _Run:
         self.test_loader = evaluation_loader(self.data.test, self.recipe, **common)
 
     def _updates_per_epoch(self) -> int:
-        updates = len(self.train_loader) // self.plan.accumulation
+        images = stream_size(self.train_loader.dataset)
+        if images is None:
+            updates = len(self.train_loader) // self.plan.accumulation
+        else:  # as of any data; timm's length would depend on the number of workers
+            updates = images // self.plan.total
         if not updates:
             raise DataError(f"{self.data.name} has fewer images than one update, {self.plan.total}")
         return updates
@@ -229,10 +234,10 @@ class _Run:
     def _row(self, lr: float) -> EpochRow:
         totals = self.totals.mean()
         means = totals["means"]
-        accuracy = evaluate_model(self.trainer.classifier, self.test_loader, self.accelerator)
+        accuracy = self._evaluate(self.trainer.classifier)
         ema = None
         if self.trainer.ema is not None:
-            ema = evaluate_model(self.trainer.ema.module, self.test_loader, self.accelerator).top1
+            ema = self._evaluate(self.trainer.ema.module).top1
         seconds = totals["seconds"]
         return EpochRow(
             epoch=self.epoch + 1,
@@ -253,6 +258,13 @@ class _Run:
             gpu_hours=seconds * self.plan.processes / 3600,
             peak_memory=self._peak_memory(),
         )
+
+    def _evaluate(self, model: nn.Module) -> Accuracy:
+        stand_in = None
+        if self.trainer.sharded:
+            size = self.recipe.img_size
+            stand_in = torch.zeros(1, 3, size, size, device=self.accelerator.device)
+        return evaluate_model(model, self.test_loader, self.accelerator, stand_in=stand_in)
 
     def _peak_memory(self) -> int | None:
         device = self.accelerator.device
