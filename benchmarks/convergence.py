@@ -3,10 +3,11 @@
     python benchmarks/convergence.py hydra_ti16 avit_ti16 --seeds 0 1 2 --output runs/convergence
     python benchmarks/convergence.py performer_ti16 --epochs 30 --output runs/convergence
     python benchmarks/convergence.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4 ...
+    python benchmarks/convergence.py halonet_h0 --without shortcuts norms ...
 
 This is `efficient-vits train NAME --data digits` on the CPU, with its recipe unchanged; `--epochs`
-stops before its end, and the same command with a larger number goes on from there. Every run prints
-a JSON line:
+stops before its end, and the same command with a larger number goes on from there. `--without`
+takes from HaloNet what the benchmark's code lacked. Every run prints a JSON line:
 
 - `top1`, `losses`: for each epoch, accuracy on the test images in percent, the loss's terms;
 - `largest_token`: for each block, the largest norm of a token that it gave in training;
@@ -18,7 +19,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,40 @@ from unittest import mock
 import timm
 import torch
 from digits import blocks_of, own_argument, smallest_normaliser
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from efficient_vits.efficiency import environment
+from efficient_vits.models.halonet import HaloBottleneck
 from efficient_vits.training import EpochRow, Start, Update, load_data, preset, session, train
 
 RECIPE = preset("digits")
+
+
+PARTS = ("shortcuts", "norms")
+
+
+class Nothing(nn.Module):
+    """Gives zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:1, :1, :1, :1])
+
+
+def take_away(model: nn.Module, parts: Sequence[str]) -> nn.Module:
+    """A HaloNet without these parts; its last norms no longer begin at zero."""
+    for block in model.modules():
+        if isinstance(block, HaloBottleneck) and parts:
+            nn.init.ones_(block.conv3_1x1.bn.weight)
+            if "shortcuts" in parts:
+                block.shortcut = Nothing()
+    if "norms" in parts:
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, BatchNormAct2d):
+                    setattr(module, name, child.act)
+    return model
 
 
 class Stop(Exception):
@@ -113,14 +141,16 @@ def short(value: float) -> float:
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
+def watching(without: Sequence[str]) -> Iterator[Watch]:
     """A watch on the next model that is trained."""
     with ExitStack() as stack:
         watch = Watch(stack.enter_context(smallest_normaliser()))
         build = session.build_model
-        stack.enter_context(
-            mock.patch.object(session, "build_model", lambda *given: watch.model(build(*given)))
-        )
+
+        def watched(*given: Any) -> nn.Module:
+            return watch.model(take_away(build(*given), without))
+
+        stack.enter_context(mock.patch.object(session, "build_model", watched))
         stack.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
         yield watch
 
@@ -129,10 +159,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(name: str, own: dict[str, Any], seed: int, epochs: int, folder: Path) -> dict[str, Any]:
+def run(
+    name: str, own: dict[str, Any], without: Sequence[str], seed: int, epochs: int, folder: Path
+) -> dict[str, Any]:
     """Trains up to this epoch, from where the folder's run is, and gives the row of the run."""
     seen = folder / "watch.jsonl"
-    with watching() as watch:
+    with watching(without) as watch:
 
         def on_epoch(row: EpochRow) -> None:
             kept = [line for line in read(seen) if line["epoch"] < row.epoch]
@@ -154,6 +186,7 @@ def run(name: str, own: dict[str, Any], seed: int, epochs: int, folder: Path) ->
     return {
         "model": name,
         "arguments": own,
+        "without": list(without),
         "seed": seed,
         "top1": [round(row["top1"], 2) for row in rows],
         "losses": {
@@ -172,6 +205,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="stop after these")
     parser.add_argument("--own", nargs="*", default=[], metavar="NAME=VALUE", help="of the model")
+    parser.add_argument("--without", nargs="*", default=[], choices=PARTS, help="of HaloNet")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the runs")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.models if not timm.is_model(name)]
@@ -180,8 +214,9 @@ def main() -> None:
     own = dict(map(own_argument, arguments.own))
     for seed in arguments.seeds:
         for name in arguments.models:
-            folder = arguments.output / f"{name}-{seed}"
-            print(json.dumps(run(name, own, seed, arguments.epochs, folder)), flush=True)
+            folder = arguments.output / "-".join([name, *arguments.without, str(seed)])
+            row = run(name, own, arguments.without, seed, arguments.epochs, folder)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ SMALL = {
         r"ours: vit_ti16 +[\d.]+ +\d+\.\d\d",
     ),
     "digits.py": (["hydra", "--epochs", "1"], r"hydra +0 +\d+\.\d%"),
+    "convergence.py": (
+        ["hydra_ti16", "--epochs=1", "--output={folder}", "--own", "depth=1", "num_heads=2"],
+        r'"model": "hydra_ti16", .*"top1": \[\d+\.\d+\], .*"largest_token": \[\d',
+    ),
     "attention_scaling.py": (
         ["hydra", "--largest", "32", "--seconds", "0.01", "--figure", "{folder}/figure.svg"],
         r"hydra +N +\S+ +\S+ +196: [\d.]+  1024: [\d.]+",
