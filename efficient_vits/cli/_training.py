@@ -166,7 +166,9 @@ def run_training(
 
 def default_workers() -> int:
     """Loading processes for one training process: its share of the cores, one left for itself."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # A task of Slurm's that was given cores sees no others; elsewhere all see all of the machine's.
+    alone = os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_CPUS_PER_TASK" in os.environ
+    processes = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(len(os.sched_getaffinity(0)) // processes - 1, 1)
 
 

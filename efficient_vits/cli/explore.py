@@ -1,7 +1,5 @@
 """`efficient-vits explore`: all runs on one interactive page."""
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +7,9 @@ import typer
 
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import print_text
-from efficient_vits.cli._errors import UserError, mistakes, one_line
-from efficient_vits.results import Run, load_rows, published_accuracy, read_measurements
+from efficient_vits.cli._errors import UserError, mistakes
+from efficient_vits.cli._own import read_own
+from efficient_vits.results import load_rows
 
 FORMATS = (".html", ".htm")
 
@@ -34,8 +33,7 @@ def explore_command(
         raise UserError(f"--output {output} is none of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")
-    with mistakes(ValueError, OSError):
-        own = _read(files or [])
+    own = read_own(files or [])
 
     from efficient_vits.plots import explore
 
@@ -44,13 +42,3 @@ def explore_command(
     size = path.stat().st_size / 1e6
     mine = f", {len(own)} own" if own else ""
     print_text(f"{path}: {len(load_rows())} runs of the benchmark{mine}, {size:.1f} MB")
-
-
-def _read(files: list[str]) -> list[Run]:
-    """Own measurements; what was left out is said on stderr."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        own = read_measurements(files, accuracy=published_accuracy())
-    for warning in said:
-        print(one_line(warning.message), file=sys.stderr)
-    return own

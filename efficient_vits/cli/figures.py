@@ -8,8 +8,9 @@ import typer
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import AsJson, print_json, print_text
 from efficient_vits.cli._errors import UserError, mistakes
+from efficient_vits.cli._own import read_own
 from efficient_vits.cli._values import parse_choices
-from efficient_vits.results import load_rows, published_accuracy, read_measurements
+from efficient_vits.results import load_rows
 
 THEMES = ("light", "dark")
 FORMATS = ("svg", "pdf", "png")
@@ -46,8 +47,7 @@ def figures(
     """Write every figure of the benchmark's supplement, and those of the fronts."""
     endings = parse_choices(formats, FORMATS, option="--format")
     themes = parse_choices(theme, THEMES, option="--theme")
-    with mistakes(ValueError, OSError):
-        own = read_measurements(files, accuracy=published_accuracy()) if files else []
+    own = read_own(files or [])
 
     from efficient_vits.plots import FIGURES, draw, write_figure
 

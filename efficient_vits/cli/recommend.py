@@ -7,12 +7,11 @@ import typer
 from efficient_vits.cli._app import app
 from efficient_vits.cli._console import AsJson, print_json, print_text
 from efficient_vits.cli._errors import mistakes
+from efficient_vits.cli._own import read_own
 from efficient_vits.cli._values import parse_positive
 from efficient_vits.results import (
     Choice,
     Recommendation,
-    published_accuracy,
-    read_measurements,
     recommend,
 )
 
@@ -64,8 +63,8 @@ def recommend_command(
 ) -> int:
     """Recommend models that keep bounds, with reasons and with what each costs."""
     most = parse_positive(limit, option="--limit")
-    with mistakes(ValueError, OSError):
-        runs = read_measurements(files, accuracy=published_accuracy()) if files else None
+    runs = read_own(files) if files else None
+    with mistakes(ValueError):
         answer = recommend(
             accuracy=accuracy,
             throughput=throughput,

@@ -117,6 +117,16 @@ def _run(row: Any, source: str) -> Run:
         raise ValueError(
             f"{source} has a row that is no measurement ({given}); one has {', '.join(_NEEDED)}"
         )
+    try:
+        return _from_measured(row, source)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{source} has a row of {row['name']!r} that is no measurement ({what})"
+        ) from error
+
+
+def _from_measured(row: Mapping[str, Any], source: str) -> Run:
     height, width = row["input_size"][-2:]
     speed, memory, training = (row.get(key) for key in ("throughput", "memory", "training"))
     return Run(

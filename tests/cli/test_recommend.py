@@ -52,7 +52,7 @@ def test_nothing_keeps_the_bounds(run: Callable[..., tuple[int, str, str]]) -> N
     assert "without params < 1 M: efficientformerv2_s0" in out
 
 
-def test_own_measurements(tmp_path: Path, run_json: Callable[..., Any]) -> None:
+def test_own_measurements(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     rows = [
         {
             "name": name,
@@ -71,8 +71,10 @@ def test_own_measurements(tmp_path: Path, run_json: Callable[..., Any]) -> None:
         for name, speed in (("vit_s16", 10.0), ("hydra_s16", 9.0), ("vit_ti16", 30.0))
     ]
     path = tmp_path / "own.json"
-    path.write_text(json.dumps(rows))
-    found = run_json("recommend", path, "--accuracy", ">=70")
+    path.write_text(json.dumps([*rows, {"name": "vit_l16", "error": "too large"}]))
+    status, out, err = run("recommend", path, "--accuracy", ">=70", "--json")
+    assert (status, err) == (0, "left out, not measured: vit_l16: too large\n")
+    found = json.loads(out)
     assert [row["name"] for row in found["choices"]] == ["vit_ti16", "vit_s16"]
     assert found["considered"] == 3
     assert found["choices"][0]["device"] == "some processor"

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from efficient_vits.cli._training import Display, duration, print_result
+from efficient_vits.cli._training import Display, default_workers, duration, print_result
 from efficient_vits.training import EpochRow, Recipe, Update, plan_batches
 
 SMALL = ("--data", "digits", "--cpu", "--workers", "0", "--set", "epochs=2", "--set", "img_size=16",
@@ -19,6 +19,27 @@ RECIPE = Recipe(name="short", epochs=4, warmup_epochs=0)
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "workers"),
+    [
+        ({}, 7),
+        ({"LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "SUBMITIT_EXECUTOR": "local"}, 3),
+        # Slurm gave this task its own eight cores.
+        ({"LOCAL_WORLD_SIZE": "2", "SUBMITIT_EXECUTOR": "slurm", "SLURM_CPUS_PER_TASK": "8"}, 7),
+        ({"LOCAL_WORLD_SIZE": "2", "SUBMITIT_EXECUTOR": "slurm"}, 3),
+    ],
+)
+def test_loading_processes(environment, workers, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    for name in ("LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_workers() == workers
 
 
 def update(epoch=1, index=2, **losses):

@@ -124,6 +124,19 @@ def test_mistakes(tmp_path):
     path.write_text("[1]")
     with pytest.raises(ValueError, match=r"no measurement \(int\)"):
         read_measurements(path)
+    for broken in (
+        {"flops": 4.3e9},
+        {"flops": {}},
+        {"input_size": [224]},
+        {"input_size": 224},
+        {"memory": 3},
+        {"throughput": {"device": "cpu"}},
+        {"environment": None},
+        {"training": {"epochs": 3}},
+    ):
+        path.write_text(json.dumps(row(**broken)))
+        with pytest.raises(ValueError, match=r"own\.json has a row of 'hydra_s16' that is no meas"):
+            read_measurements(path)
     with pytest.raises(ValueError, match="got int"):
         read_measurements(3)
     with pytest.raises(FileNotFoundError):
