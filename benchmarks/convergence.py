@@ -193,7 +193,6 @@ def run(
             term: [short(row["losses"][term]) for row in rows] for term in rows[0]["losses"]
         },
         **over_run(watched),
-        "minutes": short(sum(row["seconds"] for row in rows) / 60),
         "threads": torch.get_num_threads(),
         **{name: facts[name] for name in ("cpu", "torch", "timm", "commit")},
     }

@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "generated",
     "generated_results",
+    "generated_learning",
 ]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 

@@ -116,6 +116,44 @@ def point(run: Path, name: str, folder: Path) -> None:
     _sync(run)
 
 
+def refuse_other_run(output: Path, *, resume: bool) -> bool:
+    """Whether a folder has a run.
+
+    Raises:
+        FileExistsError: It has one that is not to be resumed.
+    """
+    found = (output / "last").exists()
+    if found and not resume:
+        raise FileExistsError(f"{output} has a run already: resume it, or choose another folder")
+    return found
+
+
+def differences(own: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """What differs between a run and one that was kept, in words; what only that has counts not.
+
+    Args:
+        own: Nested dictionaries that JSON can write.
+        kept: Likewise, as read from a checkpoint.
+    """
+    mine, theirs = _flat(json.loads(json.dumps(own))), _flat(kept)
+    return [
+        f"{name} was {theirs.get(name)!r}, is {value!r}"
+        for name, value in mine.items()
+        if theirs.get(name) != value
+    ]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary with dotted names."""
+    out: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            out |= _flat(part, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = part
+    return out
+
+
 def tidy(run: Path, *, keep_every: int | None) -> None:
     """Removes what an interruption left, and all checkpoints that nothing keeps.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_vits.efficiency.slurm import submitit_executor
-from efficient_vits.training.session import refuse_other_run
+from efficient_vits.training.checkpoint import refuse_other_run
 
 LOGS = "slurm"  # folder in the run's
 _MINUTES = 60

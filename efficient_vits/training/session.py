@@ -109,7 +109,7 @@ class _Run:
 
     def prepare(self, *, resume: bool) -> None:
         """Builds everything, and takes up the last checkpoint if asked to and there is one."""
-        found = refuse_other_run(self.output, resume=resume)
+        found = checkpoint.refuse_other_run(self.output, resume=resume)
         state = checkpoint.load_state(self.output / "last") if found else None
         if state is not None:
             self._check_same(state)
@@ -145,12 +145,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _check_same(self, state: Mapping[str, Any]) -> None:
-        own, theirs = _flat(json.loads(json.dumps(self.identity()))), _flat(state)
-        differing = [
-            f"{name} was {theirs.get(name)!r}, is {value!r}"
-            for name, value in own.items()
-            if theirs.get(name) != value
-        ]
+        differing = checkpoint.differences(self.identity(), state)
         if differing:
             raise CheckpointError(f"{self.output} has another run: {'; '.join(differing)}")
 
@@ -321,29 +316,6 @@ class _Run:
             self.board.close()
         self.accelerator.wait_for_everyone()
         return result
-
-
-def refuse_other_run(output: Path, *, resume: bool) -> bool:
-    """Whether a folder has a run.
-
-    Raises:
-        FileExistsError: It has one that is not to be resumed.
-    """
-    found = (output / "last").exists()
-    if found and not resume:
-        raise FileExistsError(f"{output} has a run already: resume it, or choose another folder")
-    return found
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary with dotted names."""
-    out: dict[str, Any] = {}
-    for name, part in value.items():
-        if isinstance(part, Mapping):
-            out |= _flat(part, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = part
-    return out
 
 
 def train(

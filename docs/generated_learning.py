@@ -1,0 +1,139 @@
+"""Tables of the page on short trainings, made from the runs beside it when the page is built.
+
+The directive ``learning-table`` stands for one of `TABLES`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any, ClassVar
+
+from docutils import nodes
+from generated_results import markdown
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from efficient_vits import catalog
+
+ROWS = Path(__file__).parent / "data" / "convergence.jsonl"
+SHORT, WHOLE, CUT = 30, 90, 10  # epochs
+
+# What the benchmark could not train, did not, or got no result from that satisfied it.
+UNTRAINED = ("performer", "linear", "reformer", "halonet", "avit", "gtp")
+
+Runs = dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
+
+
+def runs() -> Runs:
+    """The seeds' rows by model and what was taken from it."""
+    found: Runs = defaultdict(list)
+    for line in ROWS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found[row["model"], tuple(row["without"])].append(row)
+    return found
+
+
+def accuracy(rows: Iterable[dict[str, Any]], epoch: int) -> str:
+    """Mean over the seeds whose run is that long, and their range."""
+    seeds = [row["top1"][epoch - 1] for row in rows if len(row["top1"]) >= epoch]
+    if not seeds:
+        return ""
+    spread = f", {min(seeds):.1f} to {max(seeds):.1f}" if len(seeds) > 1 else ""
+    return f"{mean(seeds):.1f} % ({len(seeds)} seed{'s' * (len(seeds) > 1)}{spread})"
+
+
+def classes() -> str:
+    """Accuracy after the short training, by taxonomy class."""
+    whole = {name: rows for (name, without), rows in runs().items() if not without}
+    cards = sorted((catalog.cards()[name] for name in whole), key=_place)
+    return markdown(
+        ("class", "model", f"after {SHORT} epochs"),
+        (
+            (card.taxonomy_class, _name(whole[card.name][0]), accuracy(whole[card.name], SHORT))
+            for card in cards
+            if accuracy(whole[card.name], SHORT)
+        ),
+    )
+
+
+def _place(card: Any) -> tuple[int, str, str]:
+    axes = ["baseline", *catalog.AXES.values()]
+    return axes.index(card.axis), card.taxonomy_class, card.name
+
+
+def untrained() -> str:
+    """The models that the benchmark could not train."""
+    rows = []
+    for (name, without), seeds in sorted(runs().items()):
+        if name.startswith(UNTRAINED) and not without:
+            tokens = [max(row["largest_token"]) for row in seeds]
+            gradients = [norm for row in seeds for block in row["gradients"] for norm in block]
+            normalisers = [row["smallest_normaliser"] for row in seeds]
+            rows.append(
+                (
+                    _name(seeds[0]),
+                    accuracy(seeds, SHORT),
+                    accuracy(seeds, WHOLE),
+                    f"{max(tokens):.0f}",
+                    f"{min(gradients):.1g} to {max(gradients):.2g}",
+                    "" if None in normalisers else f"{min(normalisers):.2g}",
+                )
+            )
+    return markdown(
+        (
+            "model",
+            f"after {SHORT} epochs",
+            f"after all {WHOLE}",
+            "largest token",
+            "gradient of a block",
+            "smallest normaliser",
+        ),
+        rows,
+    )
+
+
+def halonet() -> str:
+    """HaloNet without what the benchmark's code lacked."""
+    rows = []
+    for (name, without), seeds in sorted(runs().items(), key=lambda entry: len(entry[0][1])):
+        if name == "halonet_h0":
+            losses = [row["losses"]["task"][CUT - 1] for row in seeds]
+            rows.append(
+                (
+                    " and ".join(without) or "nothing",
+                    accuracy(seeds, CUT),
+                    f"{mean(losses):.2f}",
+                )
+            )
+    return markdown(("taken away", f"after {CUT} epochs", "loss"), rows)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"`{row['model']}`" + (", cut" if row["arguments"] else "")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "classes": classes,
+    "untrained": untrained,
+    "halonet": halonet,
+}
+
+
+class LearningTable(SphinxDirective):
+    """``learning-table``: the table of TABLES that its argument names."""
+
+    required_arguments = 1
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        choice = self.arguments[0]
+        if choice not in TABLES:
+            raise self.error(f"no table {choice!r}; there are {', '.join(TABLES)}")
+        return self.parse_text_to_nodes(TABLES[choice]())
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("learning-table", LearningTable)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,76 @@
+"""The page on short trainings has the tables of the rows beside it."""
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from efficient_vits.training import preset
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "learning.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def generated() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        import generated_learning
+
+        return generated_learning
+
+
+@pytest.fixture
+def rows(generated: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Rows in place of the real ones: two seeds, of which one was stopped early."""
+    rows = [
+        {
+            "model": "performer_ti16",
+            "without": [],
+            "arguments": {},
+            "seed": seed,
+            "top1": [10.0] * (epochs - 1) + [top1],
+            "losses": {"task": [2.0] * epochs},
+            "largest_token": [3.0, 20.0 + seed],
+            "gradients": [[0.5, 2.0], [0.1, 4.0 + seed]],
+            "smallest_normaliser": 0.25 / (1 + seed),
+        }
+        for seed, epochs, top1 in ((0, 90, 98.0), (1, 30, 94.0))
+    ]
+    rows[0]["top1"][29] = 90.0
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(generated, "ROWS", path)
+    return rows
+
+
+def test_every_table_is_on_the_page_once(generated: ModuleType) -> None:
+    used = re.findall(r"^```\{learning-table\} (\S+)$", PAGE, re.MULTILINE)
+    assert sorted(used) == sorted(generated.TABLES)
+
+
+def test_the_epochs_are_those_of_the_preset(generated: ModuleType) -> None:
+    assert preset("digits").epochs == generated.WHOLE
+    assert f"{generated.SHORT} of the {generated.WHOLE} epochs" in PAGE
+
+
+def test_means_and_ranges(generated: ModuleType, rows: list[dict]) -> None:
+    *_, line = generated.classes().splitlines()
+    assert line == "| Kernel Attention | `performer_ti16` | 92.0 % (2 seeds, 90.0 to 94.0) |"
+
+
+def test_extremes(generated: ModuleType, rows: list[dict]) -> None:
+    *_, line = generated.untrained().splitlines()
+    assert line == (
+        "| `performer_ti16` | 92.0 % (2 seeds, 90.0 to 94.0) | 98.0 % (1 seed) | 21 | 0.1 to 5 | "
+        "0.12 |"
+    )
+
+
+def test_every_row_is_in_a_table(generated: ModuleType) -> None:
+    text = "\n".join(table() for table in generated.TABLES.values())
+    for name, without in generated.runs():
+        assert f"`{name}`" in text
+        assert not without or f"| {' and '.join(without)} |" in text
