@@ -4,10 +4,11 @@
     python benchmarks/convergence.py performer_ti16 --epochs 30 --output runs/convergence
     python benchmarks/convergence.py halonet_h0 --own "depths=(1,1,2,1)" width=32 block_size=4 ...
     python benchmarks/convergence.py halonet_h0 --without shortcuts norms ...
+    python benchmarks/convergence.py avit_ti16 --set clip_grad=None ...
 
-This is `efficient-vits train NAME --data digits` on the CPU, with its recipe unchanged; `--epochs`
-stops before its end, and the same command with a larger number goes on from there. `--without`
-takes from HaloNet what the benchmark's code lacked. Every run prints a JSON line:
+This is `efficient-vits train NAME --data digits` on the CPU, with its recipe unchanged but for
+`--set`; `--epochs` stops before its end, and the same command with a larger number goes on from
+there. `--without` takes from HaloNet what the benchmark's code lacked. A run prints a JSON line:
 
 - `top1`, `losses`: for each epoch, accuracy on the test images in percent, the loss's terms;
 - `largest_token`: for each block, the largest norm of a token that it gave in training;
@@ -71,8 +72,9 @@ class Stop(Exception):
 class Watch:
     """What happens in the blocks of a model during an epoch."""
 
-    def __init__(self, normaliser: list[float]) -> None:
+    def __init__(self, normaliser: list[float], clip: float | None) -> None:
         self.blocks: list[nn.Module] = []
+        self.clip = clip
         self.normaliser = normaliser
         self.begin_epoch()
 
@@ -106,7 +108,7 @@ class Watch:
 
     def after_update(self, update: Update) -> None:
         """Undoes the clipping of what was seen."""
-        factor = max(float(update.gradient_norm) / RECIPE.clip_grad, 1.0)
+        factor = max(float(update.gradient_norm) / self.clip, 1.0) if self.clip else 1.0
         for seen, clipped in zip(self.gradients, self.clipped, strict=True):
             seen[:] = [min(seen[0], clipped * factor), max(seen[1], clipped * factor)]
 
@@ -141,10 +143,10 @@ def short(value: float) -> float:
 
 
 @contextmanager
-def watching(without: Sequence[str]) -> Iterator[Watch]:
+def watching(without: Sequence[str], clip: float | None) -> Iterator[Watch]:
     """A watch on the next model that is trained."""
     with ExitStack() as stack:
-        watch = Watch(stack.enter_context(smallest_normaliser()))
+        watch = Watch(stack.enter_context(smallest_normaliser()), clip)
         build = session.build_model
 
         def watched(*given: Any) -> nn.Module:
@@ -160,11 +162,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    name: str, own: dict[str, Any], without: Sequence[str], seed: int, epochs: int, folder: Path
+    name: str,
+    own: dict[str, Any],
+    without: Sequence[str],
+    settings: dict[str, Any],
+    seed: int,
+    epochs: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """Trains up to this epoch, from where the folder's run is, and gives the row of the run."""
     seen = folder / "watch.jsonl"
-    with watching(without) as watch:
+    recipe = RECIPE.with_changes(**settings)
+    with watching(without, recipe.clip_grad) as watch:
 
         def on_epoch(row: EpochRow) -> None:
             kept = [line for line in read(seen) if line["epoch"] < row.epoch]
@@ -178,7 +187,7 @@ def run(
             if len(read(folder / "epochs.jsonl")) < epochs:
                 how: dict[str, Any] = {"seed": seed, "resume": True, "cpu": True}
                 callbacks: dict[str, Any] = {"on_update": watch.after_update, "on_epoch": on_epoch}
-                train(Start(name, own), load_data("digits"), RECIPE, folder, **how, **callbacks)
+                train(Start(name, own), load_data("digits"), recipe, folder, **how, **callbacks)
         except Stop:
             pass
     rows, watched = read(folder / "epochs.jsonl")[:epochs], read(seen)[:epochs]
@@ -187,6 +196,7 @@ def run(
         "model": name,
         "arguments": own,
         "without": list(without),
+        "settings": settings,
         "seed": seed,
         "top1": [round(row["top1"], 2) for row in rows],
         "losses": {
@@ -205,16 +215,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="stop after these")
     parser.add_argument("--own", nargs="*", default=[], metavar="NAME=VALUE", help="of the model")
     parser.add_argument("--without", nargs="*", default=[], choices=PARTS, help="of HaloNet")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of the recipe")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the runs")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.models if not timm.is_model(name)]
     if unknown:
         sys.exit(f"no model {', '.join(unknown)}; see efficient-vits list")
     own = dict(map(own_argument, arguments.own))
+    settings, without = dict(map(own_argument, arguments.set)), arguments.without
     for seed in arguments.seeds:
         for name in arguments.models:
-            folder = arguments.output / "-".join([name, *arguments.without, str(seed)])
-            row = run(name, own, arguments.without, seed, arguments.epochs, folder)
+            folder = arguments.output / "-".join([name, *without, *arguments.set, str(seed)])
+            row = run(name, own, without, settings, seed, arguments.epochs, folder)
             print(json.dumps(row), flush=True)
 
 

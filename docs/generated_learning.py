@@ -26,12 +26,13 @@ UNTRAINED = ("performer", "linear", "reformer", "halonet", "avit", "gtp")
 Runs = dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
 
 
-def runs() -> Runs:
-    """The seeds' rows by model and what was taken from it."""
+def runs(**settings: Any) -> Runs:
+    """The seeds' rows under these changes of the recipe, by model and what was taken from it."""
     found: Runs = defaultdict(list)
     for line in ROWS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found[row["model"], tuple(row["without"])].append(row)
+        if row["settings"] == settings:
+            found[row["model"], tuple(row["without"])].append(row)
     return found
 
 
@@ -94,6 +95,26 @@ def untrained() -> str:
     )
 
 
+def clipping() -> str:
+    """Runs with and without clipping of the gradients."""
+    clipped, rows = runs(), []
+    for (name, without), seeds in sorted(runs(clip_grad=None).items()):
+        rows.append(
+            (
+                _name(seeds[0]),
+                accuracy(clipped[name, without], SHORT),
+                accuracy(seeds, SHORT),
+                f"{_largest_gradient(clipped[name, without])} and {_largest_gradient(seeds)}",
+            )
+        )
+    header = ("model", "with clipping", "without", "largest gradient of a block")
+    return markdown(header, rows)
+
+
+def _largest_gradient(rows: Iterable[dict[str, Any]]) -> str:
+    return f"{max(norm for row in rows for block in row['gradients'] for norm in block):.2g}"
+
+
 def halonet() -> str:
     """HaloNet without what the benchmark's code lacked."""
     rows = []
@@ -117,6 +138,7 @@ def _name(row: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "classes": classes,
     "untrained": untrained,
+    "clipping": clipping,
     "halonet": halonet,
 }
 

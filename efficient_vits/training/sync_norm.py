@@ -6,9 +6,9 @@ torch's and timm's synchronised batch norms run on accelerators only.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -27,6 +27,28 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
             if isinstance(child, _BatchNorm):
                 setattr(module, name, CpuSyncBatchNorm(child))
     return model
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, in which every process has the same part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Every process' loss depends on this one's x.
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)
+    return total
 
 
 class CpuSyncBatchNorm(nn.Module):
@@ -75,9 +97,9 @@ class CpuSyncBatchNorm(nn.Module):
         dims = [dim for dim in range(x.ndim) if dim != 1]
         count = x.new_tensor([x.numel() / x.shape[1]])
         # The sums of all processes, through which gradients flow back to all of them.
-        total = all_reduce(torch.cat([x.sum(dims), count]))
+        total = _sum(torch.cat([x.sum(dims), count]))
         mean = total[:-1] / total[-1]
-        squares = all_reduce((x - mean.view(1, -1, *[1] * (x.ndim - 2))).square().sum(dims))
+        squares = _sum((x - mean.view(1, -1, *[1] * (x.ndim - 2))).square().sum(dims))
         var = squares / total[-1]
         with torch.no_grad():
             if self.training and self.running_mean is not None:
