@@ -13,7 +13,9 @@ there. `--without` takes from HaloNet what the benchmark's code lacked. A run pr
 - `top1`, `losses`: for each epoch, accuracy on the test images in percent, the loss's terms;
 - `largest_token`: for each block, the largest norm of a token that it gave in training;
 - `gradients`: for each block, the smallest and largest norm of its gradient before clipping;
-- `smallest_normaliser`: the smallest sum by which kernel attention divided, null elsewhere.
+- `smallest_normaliser`: the smallest sum by which kernel attention divided, null elsewhere;
+- `tokens`: patch tokens that enter each block of a model that lets images decide, the mean of 50
+  test images after the training, null elsewhere.
 """
 
 import argparse
@@ -33,9 +35,21 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from efficient_vits.efficiency import environment
+from efficient_vits.efficiency import environment, flop_distribution
 from efficient_vits.models.halonet import HaloBottleneck
-from efficient_vits.training import EpochRow, Start, Update, load_data, preset, session, train
+from efficient_vits.training import (
+    EpochRow,
+    Recipe,
+    Start,
+    Update,
+    build_model,
+    from_checkpoint,
+    load_data,
+    preset,
+    session,
+    train,
+)
+from efficient_vits.training.loaders import evaluation_loader
 
 RECIPE = preset("digits")
 
@@ -203,9 +217,24 @@ def run(
             term: [short(row["losses"][term]) for row in rows] for term in rows[0]["losses"]
         },
         **over_run(watched),
+        "tokens": None if without else tokens_entering(folder, recipe),
         "threads": torch.get_num_threads(),
         **{name: facts[name] for name in ("cpu", "torch", "timm", "commit")},
     }
+
+
+def tokens_entering(folder: Path, recipe: Recipe) -> list[float] | None:
+    """Mean number of patch tokens before each block, if it depends on the image."""
+    data = load_data("digits")
+    model = build_model(from_checkpoint(folder / "last"), recipe, data.num_classes)
+    if not any(getattr(module, "depends_on_image", False) for module in model.modules()):
+        return None
+    loader = evaluation_loader(
+        data.test, recipe, batch_size=50, rank=0, processes=1, workers=0, device=torch.device("cpu")
+    )
+    images, _ = next(iter(loader))
+    tokens = flop_distribution(model, images).tokens
+    return None if tokens is None else [short(block.mean) for block in tokens]
 
 
 def main() -> None:

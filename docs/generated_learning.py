@@ -19,6 +19,8 @@ from efficient_vits import catalog
 
 ROWS = Path(__file__).parent / "data" / "convergence.jsonl"
 SHORT, WHOLE, CUT = 30, 90, 10  # epochs
+RATE = 3e-3  # the preset's
+HALTING = (2, 3, 6, 12)  # blocks, of twelve
 
 # What the benchmark could not train, did not, or got no result from that satisfied it.
 UNTRAINED = ("performer", "linear", "reformer", "halonet", "avit", "gtp")
@@ -29,11 +31,14 @@ Runs = dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
 def runs(**settings: Any) -> Runs:
     """The seeds' rows under these changes of the recipe, by model and what was taken from it."""
     found: Runs = defaultdict(list)
-    for line in ROWS.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in _rows():
         if row["settings"] == settings:
             found[row["model"], tuple(row["without"])].append(row)
     return found
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
 
 
 def accuracy(rows: Iterable[dict[str, Any]], epoch: int) -> str:
@@ -115,6 +120,25 @@ def _largest_gradient(rows: Iterable[dict[str, Any]]) -> str:
     return f"{max(norm for row in rows for block in row['gradients'] for norm in block):.2g}"
 
 
+def halting() -> str:
+    """A-ViT's accuracy and tokens at several learning rates."""
+    rows = []
+    whole = [RATE, *sorted({row["settings"]["lr"] for row in _rows() if "lr" in row["settings"]})]
+    for rate in whole:
+        settings = {} if rate == RATE else {"lr": rate}
+        seeds = runs(**settings)["avit_ti16", ()]
+        tokens = [[row["tokens"][block - 1] for row in seeds] for block in HALTING]
+        rows.append(
+            (
+                f"{rate:g}",
+                accuracy(seeds, SHORT),
+                *(", ".join(f"{count:.1f}" for count in block) for block in tokens),
+            )
+        )
+    blocks = [f"tokens before block {block}" for block in HALTING]
+    return markdown(("learning rate", f"after {SHORT} epochs", *blocks), rows)
+
+
 def halonet() -> str:
     """HaloNet without what the benchmark's code lacked."""
     rows = []
@@ -139,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "classes": classes,
     "untrained": untrained,
     "clipping": clipping,
+    "halting": halting,
     "halonet": halonet,
 }
 
