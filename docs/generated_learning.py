@@ -123,8 +123,8 @@ def _largest_gradient(rows: Iterable[dict[str, Any]]) -> str:
 def halting() -> str:
     """A-ViT's accuracy and tokens at several learning rates."""
     rows = []
-    whole = [RATE, *sorted({row["settings"]["lr"] for row in _rows() if "lr" in row["settings"]})]
-    for rate in whole:
+    smaller = {row["settings"]["lr"] for row in _rows() if "lr" in row["settings"]}
+    for rate in sorted({RATE, *smaller}, reverse=True):
         settings = {} if rate == RATE else {"lr": rate}
         seeds = runs(**settings)["avit_ti16", ()]
         tokens = [[row["tokens"][block - 1] for row in seeds] for block in HALTING]
