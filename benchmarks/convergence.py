@@ -250,6 +250,8 @@ def main() -> None:
     unknown = [name for name in arguments.models if not timm.is_model(name)]
     if unknown:
         sys.exit(f"no model {', '.join(unknown)}; see efficient-vits list")
+    if arguments.without and set(arguments.models) != {"halonet_h0"}:
+        sys.exit("--without is for halonet_h0 alone")
     own = dict(map(own_argument, arguments.own))
     settings, without = dict(map(own_argument, arguments.set)), arguments.without
     for seed in arguments.seeds:

@@ -8,12 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any
 
-from docutils import nodes
-from generated_results import markdown
+from generated_results import ResultsTable, markdown
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 from efficient_vits import catalog
 
@@ -168,17 +166,10 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-class LearningTable(SphinxDirective):
+class LearningTable(ResultsTable):
     """``learning-table``: the table of TABLES that its argument names."""
 
-    required_arguments = 1
-    has_content: ClassVar[bool] = False
-
-    def run(self) -> list[nodes.Node]:
-        choice = self.arguments[0]
-        if choice not in TABLES:
-            raise self.error(f"no table {choice!r}; there are {', '.join(TABLES)}")
-        return self.parse_text_to_nodes(TABLES[choice]())
+    tables = TABLES
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

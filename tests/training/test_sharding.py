@@ -80,14 +80,14 @@ except NotFiniteError as error:
     (folder / f"error-{rank}.txt").write_text(str(error))
 """
 MECHANISMS = """
-import copy, json, sys, warnings
+import copy, json, sys
 import timm, torch
 from accelerate import Accelerator
 from efficient_vits import auxiliary_loss
 from efficient_vits.attention import attention_traits, list_attentions
 from efficient_vits.mlp import list_mlps
 from efficient_vits.reduction import list_reductions
-from efficient_vits.training.sharding import gathered, shard, whole_tensor
+from efficient_vits.training.sharding import shard, whole_tensor
 
 device = Accelerator(cpu=True).device
 small = {**json.loads(sys.argv[1]), "depth": 4, "img_size": 64}
