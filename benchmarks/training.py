@@ -55,7 +55,7 @@ class Images(Dataset[Any]):
 
 def ours(name: str, data: Images, recipe: Recipe, workers: int) -> Callable[[int], None]:
     """A function that trains an epoch of this number with our Trainer."""
-    accelerator = Accelerator(mixed_precision="fp16" if torch.cuda.is_available() else "no")
+    accelerator = Accelerator()
     model = build_model(Start(name), recipe, CLASSES).to(accelerator.device)
     loader = training_loader(
         data,

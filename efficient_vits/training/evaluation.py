@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from efficient_vits.training.checkpoint import CheckpointError
 from efficient_vits.training.data import Data, DataError
+from efficient_vits.training.devices import meet
 from efficient_vits.training.loaders import evaluation_loader
+from efficient_vits.training.precision import exact_dtype
 from efficient_vits.training.recipe import Recipe
 from efficient_vits.training.start import Start, build_model, from_checkpoint
 from efficient_vits.training.streams import stream_size
@@ -57,9 +59,10 @@ def evaluate_model(
     model.eval()
     device = accelerator.device
     # Hits in the first, hits in the first five, loss, images, those of more than five classes.
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    dtype = exact_dtype(device)
+    sums = torch.zeros(5, dtype=dtype, device=device)
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             for batch in loader if stand_in is None else _in_step(loader, accelerator):
                 if batch is None:
                     model(stand_in)
@@ -72,7 +75,8 @@ def evaluate_model(
                 loss = F.cross_entropy(logits, targets, reduction="sum")
                 here = len(targets)
                 counts = (ranked[:, 0].sum(), ranked.sum(), loss, here, here * (classes > 5))
-                sums += torch.stack([torch.as_tensor(x, device=device).double() for x in counts])
+                exact = [torch.as_tensor(x, dtype=dtype, device=device) for x in counts]
+                sums += torch.stack(exact)
     finally:
         model.train(was_training)
     sums = accelerator.reduce(sums, reduction="sum")
@@ -125,8 +129,9 @@ def evaluate_source(
     Raises:
         CheckpointError: The checkpoint is damaged, or there is neither one nor such a model.
         DataError: The data has another number of classes than the model.
+        RuntimeError: This Python process had a run on another kind of device.
     """
-    accelerator = Accelerator(cpu=cpu)
+    accelerator = meet(cpu=cpu)
     model, recipe = _with_recipe(str(source), data.num_classes, img_size)
     if model.num_classes != data.num_classes:
         raise DataError(

@@ -13,7 +13,7 @@ from efficient_vits.training.sharding import whole_tensor
 
 
 class NotFiniteError(RuntimeError):
-    """The loss became infinite or no number. The message says in which update, and where first."""
+    """Loss or gradient became infinite or no number; the message says in which update and where."""
 
 
 def diagnose(model: nn.Module, forward: Callable[[], Tensor]) -> str:
@@ -37,7 +37,11 @@ def diagnose(model: nn.Module, forward: Callable[[], Tensor]) -> str:
     facts = []
     if weights:
         facts.append(f"parameters that are not finite: {', '.join(weights[:5])}")
-    facts.append(first[0] if first else "every module's output is finite, the loss alone is not")
+    if first:
+        facts.append(first[0])
+    else:
+        alone = "" if bool(loss.isfinite()) else ", the loss alone is not"
+        facts.append(f"every module's output is finite{alone}")
     norms = gradient_norms(model)
     facts.append(
         "gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items())

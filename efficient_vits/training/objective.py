@@ -52,9 +52,12 @@ class Objective(nn.Module):
             logits, from_teacher = distill(
                 self.model, _Seeing(self._teacher[0], self.recipe), images
             )
-            terms = {"task": self.criterion(logits, targets), "distillation": from_teacher}
+            terms = {
+                "task": self.criterion(logits.float(), targets),
+                "distillation": from_teacher.float(),
+            }
         else:
-            logits = self.model(images)
+            logits = self.model(images).float()
             terms = {"task": self.criterion(logits, targets)}
             if self._teacher:
                 weight = self.recipe.distillation_weight
@@ -72,10 +75,10 @@ class Objective(nn.Module):
         with torch.no_grad():
             aims = _Seeing(self._teacher[0], self.recipe)(images).float()
         if self.recipe.distillation == "hard":
-            return F.cross_entropy(logits.float(), aims.argmax(dim=1))
+            return F.cross_entropy(logits, aims.argmax(dim=1))
         temperature = self.recipe.temperature
         return temperature**2 * F.kl_div(
-            (logits.float() / temperature).log_softmax(dim=1),
+            (logits / temperature).log_softmax(dim=1),
             (aims / temperature).log_softmax(dim=1),
             reduction="batchmean",
             log_target=True,

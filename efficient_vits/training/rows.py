@@ -22,7 +22,7 @@ class EpochRow:
         updates: Updates done since the beginning of the run.
         lr: Learning rate of the last update.
         losses: Mean of each term of the loss over all updates and processes.
-        gradient_norm: Mean before clipping, None without clipping.
+        gradient_norm: Mean before clipping; None if all updates were left out.
         top1: Accuracy on the test part in per cent.
         top5: Likewise among five; None for five classes or fewer.
         test_loss: Cross entropy there.
@@ -31,6 +31,7 @@ class EpochRow:
         images_per_second: Training images of all processes.
         gpu_hours: `seconds` times the processes, in hours.
         peak_memory: Bytes, summed over the processes' peaks as the benchmark does; None on the CPU.
+        skipped_updates: Left out because their gradients were too large for float16.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class EpochRow:
     images_per_second: float
     gpu_hours: float
     peak_memory: int | None
+    skipped_updates: int = 0
 
 
 def result_row(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -17,6 +16,7 @@ from efficient_vits.training import checkpoint
 from efficient_vits.training.batches import BatchPlan, plan_batches
 from efficient_vits.training.checkpoint import CheckpointError
 from efficient_vits.training.data import Data, DataError
+from efficient_vits.training.devices import meet
 from efficient_vits.training.evaluation import Accuracy, evaluate_model
 from efficient_vits.training.loaders import Ordered, evaluation_loader, seed_all, training_loader
 from efficient_vits.training.recipe import Recipe
@@ -71,12 +71,7 @@ class _Run:
     ) -> None:
         self.start, self.data, self.recipe, self.options = start, data, recipe, options
         self.output, self.seed = output, seed
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision="fp16"
-            if recipe.amp and torch.cuda.is_available() and not cpu
-            else "no",
-        )
+        self.accelerator = meet(cpu=cpu)
         self.plan = plan_batches(
             recipe.batch_size,
             self.accelerator.num_processes,
@@ -229,6 +224,7 @@ class _Run:
     def _row(self, lr: float) -> EpochRow:
         totals = self.totals.mean()
         means = totals["means"]
+        taken = 1 - means["skipped"]
         accuracy = self._evaluate(self.trainer.classifier)
         ema = None
         if self.trainer.ema is not None:
@@ -243,7 +239,7 @@ class _Run:
                 for name, mean in means.items()
                 if name.startswith("loss.")
             },
-            gradient_norm=means.get("gradient_norm"),
+            gradient_norm=means["gradient_norm"] / taken if taken else None,
             top1=accuracy.top1,
             top5=accuracy.top5,
             test_loss=accuracy.loss,
@@ -252,6 +248,7 @@ class _Run:
             images_per_second=totals["updates"] * self.plan.total / seconds,
             gpu_hours=seconds * self.plan.processes / 3600,
             peak_memory=self._peak_memory(),
+            skipped_updates=round(means["skipped"] * totals["updates"]),
         )
 
     def _evaluate(self, model: nn.Module) -> Accuracy:
@@ -259,7 +256,8 @@ class _Run:
         if self.trainer.sharded:
             size = self.recipe.img_size
             stand_in = torch.zeros(1, 3, size, size, device=self.accelerator.device)
-        return evaluate_model(model, self.test_loader, self.accelerator, stand_in=stand_in)
+        with self.trainer.precision.autocast():
+            return evaluate_model(model, self.test_loader, self.accelerator, stand_in=stand_in)
 
     def _peak_memory(self) -> int | None:
         device = self.accelerator.device
@@ -359,10 +357,11 @@ def train(
     Raises:
         FileExistsError: `output` has a run, and `resume` is not set.
         CheckpointError: What is to be resumed is damaged, or another run.
-        NotFiniteError: The loss is not finite. The last checkpoint stays.
+        NotFiniteError: The loss or its gradient is not finite. The last checkpoint stays.
         StartError: The model can't be built with these arguments.
         RecipeError: The teacher doesn't know the data's classes.
         BatchError: The batch can't be shared equally.
+        RuntimeError: This Python process had a run on another kind of device.
         DataError: The data is smaller than a batch, or can't be read.
     """
     run = _Run(start, data, recipe, Path(output), options or Options(), seed, cpu)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from efficient_vits.training.precision import exact_dtype
 from efficient_vits.training.trainer import Update
 
 
@@ -28,13 +29,16 @@ class Totals:
         self.updates += 1
         self.seconds += update.seconds
         values: dict[str, Any] = {f"loss.{name}": x for name, x in update.losses.items()}
-        if update.gradient_norm is not None:
-            values["gradient_norm"] = update.gradient_norm
+        norm = update.gradient_norm
+        values |= {"skipped": float(norm is None), "gradient_norm": 0.0 if norm is None else norm}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + self._tensor(value)
 
     def mean(self) -> dict[str, Any]:
-        """Means over updates and processes; every process must call it."""
+        """Means over updates and processes; every process must call it.
+
+        That of the gradient norm is over all updates, with 0 for those that were left out.
+        """
         names = sorted(self._sums)
         stacked = torch.stack([self._sums[name] for name in names]) / self.updates
         means = self.accelerator.reduce(stacked, reduction="mean").tolist()
@@ -45,4 +49,5 @@ class Totals:
         }
 
     def _tensor(self, value: Any) -> torch.Tensor:
-        return torch.as_tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        device = self.accelerator.device
+        return torch.as_tensor(value, dtype=exact_dtype(device), device=device)

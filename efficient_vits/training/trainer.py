@@ -1,7 +1,7 @@
 """The training loop: one model, one recipe, any number of processes.
 
-Accelerate starts the processes' group, wraps the model and scales the gradients; schedule,
-optimizer, mixing, losses and averaging are timm's. Every update begins with random generators that
+Accelerate starts the processes' group and wraps the model; schedule, optimizer, mixing, losses and
+averaging are timm's. Every update begins with random generators that
 are seeded by its number, so a run that is taken up again needs no state of theirs.
 """
 
@@ -27,13 +27,13 @@ from efficient_vits.training.data import DataError
 from efficient_vits.training.health import NotFiniteError, diagnose
 from efficient_vits.training.loaders import seed_all
 from efficient_vits.training.objective import Objective
+from efficient_vits.training.precision import Precision, exact_dtype
 from efficient_vits.training.recipe import Recipe
 from efficient_vits.training.sharding import (
     gathered,
     shard,
     spread_optimizer_state,
     spread_weights,
-    whole_tensor,
 )
 from efficient_vits.training.unused import unused_parameters
 
@@ -99,7 +99,8 @@ class Trainer:
         if self.sharded:
             # The optimizer is to see the parameters as they are from here on.
             self._shard(objective)
-        optimizer = create_optimizer_v2(
+        self.precision = Precision(accelerator.device, mixed=recipe.amp)
+        self.optimizer = create_optimizer_v2(
             model,
             opt=recipe.optimizer,
             lr=recipe.lr,
@@ -109,7 +110,7 @@ class Trainer:
         )
         warmup = recipe.warmup_epochs * updates_per_epoch
         self.schedule = CosineLRScheduler(
-            optimizer,
+            self.optimizer,
             t_initial=recipe.epochs * updates_per_epoch - warmup,
             lr_min=recipe.min_lr,
             warmup_t=warmup,
@@ -128,7 +129,6 @@ class Trainer:
             )
         # What is spread already is not to be wrapped again.
         self.objective = accelerator.prepare_model(objective, evaluation_mode=self.sharded)
-        self.optimizer = accelerator.prepare(optimizer)
 
     def _shard(self, objective: Objective) -> None:
         device = self.accelerator.device
@@ -153,7 +153,8 @@ class Trainer:
         """Trains one epoch from its `first` update on, and says after each update how it went.
 
         Raises:
-            NotFiniteError: The loss is not finite. The weights are those before this update.
+            NotFiniteError: The loss or, in float32, its gradient is not finite. The weights are
+                those before this update.
             DataError: A stream has fewer images than its length.
         """
         batches = iter(loader)
@@ -181,23 +182,34 @@ class Trainer:
             # Gradients are exchanged once, after the last pass.
             waiting = part < passes - 1
             with self._own_gradients() if waiting else nullcontext():
-                losses = self.objective(images, targets)
+                with self.precision.autocast():
+                    losses = self.objective(images, targets)
                 loss = torch.stack(list(losses.values())).sum()
                 if self._is_not_finite(loss):
-                    self._stop(epoch, index, images, targets, seeds)
-                self.accelerator.backward(loss / passes)
+                    self._stop("loss", epoch, index, images, targets, seeds)
+                self.precision.backward(loss / passes)
             for name, value in losses.items():
-                terms[name] = terms.get(name, 0) + value.detach().double() / passes
-        norm = None
-        if self.recipe.clip_grad is not None:
-            norm = whole_tensor(
-                self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_grad)
-            )
-        self.optimizer.step()
+                value = value.detach().to(exact_dtype(device)) / passes
+                terms[name] = terms[name] + value if name in terms else value
+        norm = self.precision.clip(
+            self.optimizer, self.objective.parameters(), self.recipe.clip_grad
+        )
+        # With scaled gradients the update is left out, and the next scale is smaller.
+        skipped = not bool(norm.isfinite())
+        if skipped and self.precision.scaler is None:
+            self._stop("gradient", epoch, index, images, targets, seeds)
+        self.precision.step(self.optimizer)
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model, step=number)
-        return Update(epoch, index, terms, norm, self.lr, time.perf_counter() - began)
+        return Update(
+            epoch,
+            index,
+            terms,
+            None if skipped else norm,
+            self.lr,
+            time.perf_counter() - began,
+        )
 
     @contextmanager
     def _own_gradients(self) -> Iterator[None]:
@@ -229,7 +241,13 @@ class Trainer:
         return batch
 
     def _stop(
-        self, epoch: int, index: int, images: Tensor, targets: Tensor, seeds: tuple[int, ...]
+        self,
+        what: str,
+        epoch: int,
+        index: int,
+        images: Tensor,
+        targets: Tensor,
+        seeds: tuple[int, ...],
     ) -> None:
         """Raises NotFiniteError with what can be found out about it."""
 
@@ -237,13 +255,13 @@ class Trainer:
             seed_all(*seeds)
             if self.mixup is not None:
                 self.mixup(images.clone(), targets)  # draws the same numbers as before
-            losses: dict[str, Tensor] = self.accelerator.unwrap_model(self.objective)(
-                images, targets
-            )
+            objective = self.accelerator.unwrap_model(self.objective)
+            with self.precision.autocast():
+                losses: dict[str, Tensor] = objective(images, targets)
             return torch.stack(list(losses.values())).sum()
 
         raise NotFiniteError(
-            f"the loss is not finite in update {index} of epoch {epoch} (learning rate "
+            f"the {what} is not finite in update {index} of epoch {epoch} (learning rate "
             f"{self.lr:.3g}, process {self.accelerator.process_index}); "
             f"images from {float(images.min()):.3g} to {float(images.max()):.3g}; "
             f"{diagnose(self.model, again)}"
@@ -273,7 +291,7 @@ class Trainer:
 
         Every process must call this.
         """
-        scaler = self.accelerator.scaler
+        scaler = self.precision.scaler
         return {
             "optimizer": gathered(self.optimizer.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -282,8 +300,8 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self.optimizer.load_state_dict(spread_optimizer_state(state["optimizer"], self.optimizer))
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.precision.scaler is not None and state["scaler"]:
+            self.precision.scaler.load_state_dict(state["scaler"])
 
 
 class _Classifier(nn.Module):
@@ -307,7 +325,8 @@ class Update:
         epoch: Number of the epoch, from 0.
         index: Number of the update in it, from 0.
         losses: The loss's terms in this process before the update, scalars.
-        gradient_norm: Before clipping; None without clipping.
+        gradient_norm: Before clipping; None if it was too large for float16, and the update
+            therefore left out.
         lr: Learning rate.
         seconds: Time that it took, loading included.
     """

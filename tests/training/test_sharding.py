@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Subset
 
-from efficient_vits.training import Options, Recipe, Start, evaluate_source, load_data, train
+from efficient_vits.training import (
+    Options,
+    Recipe,
+    Start,
+    evaluate_source,
+    load_data,
+    precision,
+    train,
+)
 from efficient_vits.training.sharding import blocks
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -21,7 +29,7 @@ RECIPE = Recipe(
     name="tiny",
     epochs=2,
     warmup_epochs=1,
-    batch_size=448,  # two updates an epoch
+    batch_size=448,  # three updates an epoch
     img_size=32,
     lr=3e-3,
     cutmix=0.0,
@@ -37,7 +45,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 from efficient_vits.training import NotFiniteError, Options, Recipe, Start, session
-from efficient_vits.training import load_data, train
+from efficient_vits.training import load_data, precision, train
 
 folder, small = Path(sys.argv[1]), json.loads(sys.argv[2])
 recipe = Recipe(**json.loads(sys.argv[3]))
@@ -78,6 +86,29 @@ try:
 except NotFiniteError as error:
     rank = torch.distributed.get_rank()
     (folder / f"error-{rank}.txt").write_text(str(error))
+
+precision.HALF_ON.add("cpu")
+session.build_model = build
+run("half")
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        gradient[0] = float("inf")  # what the first process keeps
+        return gradient
+
+def spiked(*given):
+    model = build(*given)
+    model.spare = torch.nn.Parameter(torch.zeros(4))
+    model.register_forward_hook(lambda model, _, out: out + Spike.apply(model.spare).sum())
+    return model
+session.build_model = spiked
+run("spiked")
 """
 MECHANISMS = """
 import copy, json, sys
@@ -227,6 +258,24 @@ def test_a_loss_that_is_not_finite_is_explained_by_every_process(folder):
         text = (folder / f"error-{rank}.txt").read_text()
         assert "first output that is not finite: blocks.1.mlp.fc1 (Linear)" in text
         assert "parameters that are not finite: blocks.1.mlp.fc1.bias" in text
+
+
+def test_float16_learns_what_one_process_learns(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "HALF_ON", {"cpu"})
+    one_process(tmp_path / "half")
+    for one, two in zip(rows(tmp_path / "half"), rows(folder / "half"), strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], rel=2e-3)
+        assert one["losses"] != rows(folder / "one")[0]["losses"]
+
+
+def test_gradients_that_overflow_in_one_process(folder):
+    """All processes leave the update out."""
+    assert [row["skipped_updates"] for row in rows(folder / "spiked")] == [3, 3]
+    weights = load_file(folder / "spiked" / "last" / "model.safetensors")
+    averaged = load_file(folder / "spiked" / "last" / "ema.safetensors")
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, averaged[name], rtol=0, atol=1e-7)
+    assert weights["head.weight"].std() > 0
 
 
 def test_every_mechanism_computes_the_same(tmp_path):
