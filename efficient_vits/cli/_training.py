@@ -169,7 +169,10 @@ def default_workers() -> int:
     # A task of Slurm's that was given cores sees no others; elsewhere all see all of the machine's.
     alone = os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_CPUS_PER_TASK" in os.environ
     processes = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(len(os.sched_getaffinity(0)) // processes - 1, 1)
+    # Of all the cores, those that this process may use; macOS and Windows don't say.
+    own = getattr(os, "sched_getaffinity", None)
+    cores = (os.cpu_count() or 1) if own is None else len(own(0))
+    return max(cores // processes - 1, 1)
 
 
 class Display:

@@ -155,7 +155,7 @@ def _trained(row: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, A
     if lineage:
         fields["pretrain_size"] = lineage[0]["recipe"]["img_size"]
         notes["pretrain_size"] = f"on {lineage[0]['data']}"
-    if training["peak_memory"] is None:  # on the CPU, which has no peak of its own
+    if training["peak_memory"] is None:  # not on CUDA
         return {**fields, "corrections": notes}
     fields["training_gpus"] = batch["processes"]
     if batch["total"] == _BATCH:

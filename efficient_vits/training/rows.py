@@ -58,6 +58,7 @@ def result_row(
     plan: BatchPlan,
     facts: Mapping[str, Any],
     *,
+    device: str,
     sharded: bool = False,
 ) -> dict[str, Any]:
     """The whole run as a row that `efficient_vits.results` reads beside measurements.
@@ -69,6 +70,7 @@ def result_row(
         history: All epochs.
         plan: How a batch was spread.
         facts: As `efficiency.environment` gives.
+        device: Kind of device that the processes were on, such as "cuda".
         sharded: Whether each process had a part of the parameters only.
 
     Returns:
@@ -92,7 +94,7 @@ def result_row(
             "gpu_hours_per_epoch": sum(row.gpu_hours for row in history) / len(history),
             "images_per_second": sum(row.images_per_second for row in history) / len(history),
             "peak_memory": max(memory) if memory else None,
-            "device": "cpu" if not memory else "cuda",
+            "device": device,
             "batch": asdict(plan),
             "sharded": sharded,
             "epochs": len(history),

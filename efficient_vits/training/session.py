@@ -306,6 +306,7 @@ class _Run:
             self.history,
             self.plan,
             self.facts,
+            device=self.accelerator.device.type,
             sharded=sharded,
         )
         if self.is_main:

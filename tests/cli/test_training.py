@@ -42,6 +42,14 @@ def test_loading_processes(environment, workers, monkeypatch):
     assert default_workers() == workers
 
 
+def test_loading_processes_where_the_system_tells_only_all_cores(monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert default_workers() == 7
+
+
 def update(epoch=1, index=2, **losses):
     terms = {name: torch.tensor(value) for name, value in losses.items()}
     return Update(epoch, index, terms, None, 1e-3, 2.0)

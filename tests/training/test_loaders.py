@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +76,38 @@ def test_every_image_once_per_epoch():
     whole = Ordered(Indices(), 8, seed=None)
     whole.transform = lambda index: index
     assert [index for index, _ in whole] == list(range(50))
+
+
+SPAWNED = """
+import multiprocessing, sys
+import torch
+from efficient_vits.training import PRESETS, load_data
+from efficient_vits.training.loaders import training_loader
+
+def epochs(workers):
+    loader = training_loader(
+        load_data("digits").train, PRESETS["digits"].with_changes(img_size=16), batch_size=448,
+        seed=0, rank=0, processes=1, workers=workers, device=torch.device("cpu"),
+    )
+    for epoch in range(2):
+        loader.dataset.set_position(epoch)
+        yield torch.cat([images for images, _ in loader])
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    for one, other in zip(epochs(0), epochs(2), strict=True):
+        assert torch.equal(one, other)
+"""
+
+
+def test_workers_that_are_spawned(tmp_path):
+    """As on macOS: they get pickles of what loads, and see each epoch's position all the same."""
+    script = tmp_path / "script.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_loading_leaves_the_models_random_numbers_alone(few_digits, recipe):

@@ -43,6 +43,7 @@ def test_a_run_leaves_rows_and_a_result(run, tmp_path):
     [read] = read_measurements(tmp_path / "run" / "result.json")
     assert (read.name, read.img_size, read.top1) == ("vit_ti16", 32, result["top1"])
     assert read.params == result["parameters"]
+    assert result["training"]["device"] == "cpu"
 
 
 def test_the_mean_loss_is_that_of_the_updates(run):
