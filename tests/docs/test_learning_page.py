@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from efficient_vits import catalog
 from efficient_vits.training import preset
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -69,6 +70,16 @@ def test_extremes(generated: ModuleType, rows: list[dict]) -> None:
         "| `performer_ti16` | 92.0 % (2 seeds, 90.0 to 94.0) | 98.0 % (1 seed) | 21 | 0.1 to 5 | "
         "0.12 |"
     )
+
+
+def test_a_model_of_every_class_with_three_seeds(generated: ModuleType) -> None:
+    wanted = {
+        card.taxonomy_class
+        for card in catalog.cards().values()
+        if card.taxonomy_class and card.name != "resnet50"  # no transformer
+    }
+    found = [line.split("|") for line in generated.classes().splitlines()]
+    assert {cells[1].strip() for cells in found if "(3 seeds, " in cells[-2]} == wanted
 
 
 def test_every_row_is_in_a_table(generated: ModuleType) -> None:
