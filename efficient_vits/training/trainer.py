@@ -1,8 +1,8 @@
 """The training loop: one model, one recipe, any number of processes.
 
 Accelerate starts the processes' group and wraps the model; schedule, optimizer, mixing, losses and
-averaging are timm's. Every update begins with random generators that
-are seeded by its number, so a run that is taken up again needs no state of theirs.
+averaging are timm's. Every update begins with random generators that are seeded by its number, so a
+run that is taken up again needs no state of theirs.
 """
 
 import time
