@@ -191,6 +191,17 @@ def test_norms_are_written_without_clipping_too(run, recipe, tmp_path):
         assert one["losses"] == two["losses"]
 
 
+def test_what_accelerate_reads_from_the_environment_changes_no_gradient(
+    run, recipe, tmp_path, monkeypatch
+):
+    recipe = recipe.with_changes(epochs=1, warmup_epochs=0)
+    run("without", recipe=recipe)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run("with", recipe=recipe)
+    [one], [two] = rows(tmp_path / "without"), rows(tmp_path / "with")
+    assert (one["losses"], one["gradient_norm"]) == (two["losses"], two["gradient_norm"])
+
+
 def test_runs_with_and_without_mixed_precision_in_one_process(run, recipe, half):
     for amp in (True, False, True):
         run(f"{amp}", recipe=recipe.with_changes(amp=amp, epochs=1, warmup_epochs=0), resume=True)
