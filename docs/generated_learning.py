@@ -119,22 +119,25 @@ def _largest_gradient(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def halting() -> str:
-    """A-ViT's accuracy and tokens at several learning rates."""
+    """A-ViT's accuracy and tokens at several learning rates, at the end of its runs."""
     rows = []
     smaller = {row["settings"]["lr"] for row in _rows() if "lr" in row["settings"]}
     for rate in sorted({RATE, *smaller}, reverse=True):
         settings = {} if rate == RATE else {"lr": rate}
-        seeds = runs(**settings)["avit_ti16", ()]
-        tokens = [[row["tokens"][block - 1] for row in seeds] for block in HALTING]
-        rows.append(
-            (
-                f"{rate:g}",
-                accuracy(seeds, SHORT),
-                *(", ".join(f"{count:.1f}" for count in block) for block in tokens),
+        found = runs(**settings)["avit_ti16", ()]
+        for epochs in sorted({len(row["top1"]) for row in found}):
+            seeds = [row for row in found if len(row["top1"]) == epochs]
+            tokens = [[row["tokens"][block - 1] for row in seeds] for block in HALTING]
+            rows.append(
+                (
+                    f"{rate:g}",
+                    str(epochs),
+                    accuracy(seeds, epochs),
+                    *(", ".join(f"{count:.1f}" for count in block) for block in tokens),
+                )
             )
-        )
     blocks = [f"tokens before block {block}" for block in HALTING]
-    return markdown(("learning rate", f"after {SHORT} epochs", *blocks), rows)
+    return markdown(("learning rate", "epochs", "top-1", *blocks), rows)
 
 
 def halonet() -> str:

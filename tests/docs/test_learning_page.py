@@ -72,6 +72,17 @@ def test_extremes(generated: ModuleType, rows: list[dict]) -> None:
     )
 
 
+def test_tokens_are_those_of_the_epoch_that_is_named(
+    generated: ModuleType, rows: list[dict]
+) -> None:
+    for row, count in zip(rows, (0.5, 3.0), strict=True):
+        row |= {"model": "avit_ti16", "tokens": [16.0, *[count] * 11]}
+    generated.ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *_, short, whole = generated.halting().splitlines()
+    assert short == "| 0.003 | 30 | 94.0 % (1 seed) | 3.0 | 3.0 | 3.0 | 3.0 |"
+    assert whole == "| 0.003 | 90 | 98.0 % (1 seed) | 0.5 | 0.5 | 0.5 | 0.5 |"
+
+
 def test_a_model_of_every_class_with_three_seeds(generated: ModuleType) -> None:
     wanted = {
         card.taxonomy_class
