@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 from contextlib import nullcontext
 
@@ -209,6 +210,17 @@ def test_archives_of_folders(tmp_path, run, recipe):
         assert result["data"] == "grey"
     accuracy = evaluate_source(tmp_path / "run0", data, cpu=True)
     assert accuracy.images == 6
+
+
+def test_an_archive_that_was_read_before_its_workers_began(tmp_path, share):
+    """If it stayed open, forked workers would share one position, and spawned ones get no copy."""
+    write_archives(tmp_path)
+    files = {f"{'abc'[k % 3]}/{k}.png": png(k % 50) for k in range(300)}
+    write_tar(tmp_path / "many.tar", files)
+    data = load_data(str(tmp_path), train_split="train.tar", test_split="many.tar")
+    assert data.test[0][1] == 0
+    assert sorted(share(data, train=False, workers=2)) == sorted([*range(50)] * 6)
+    assert pickle.loads(pickle.dumps(data.test))[1][1] == 0
 
 
 def test_archives_that_are_no_two_parts(tmp_path):
