@@ -165,7 +165,7 @@ def _part(name: str, root: str, split: str, **given: Any) -> Any:
         ) from error
     if not isinstance(part, IterableDataset) and not len(part):
         raise DataError(f"split {split!r} of {name or root} has no images")
-    reader = getattr(part, "reader", None)
+    reader: Any = getattr(part, "reader", None)
     if hasattr(reader, "cache_tarfiles"):
         # An archive that is open when workers are forked would have one position for all of them.
         reader.cache_tarfiles = False

@@ -32,6 +32,7 @@ class EpochRow:
         gpu_hours: `seconds` times the processes, in hours.
         peak_memory: Bytes, summed over the processes' peaks as the benchmark does; None on the CPU.
         skipped_updates: Left out because their gradients were too large for float16.
+        ema_top5: As `top5`, of the averaged weights.
     """
 
     epoch: int
@@ -48,6 +49,19 @@ class EpochRow:
     gpu_hours: float
     peak_memory: int | None
     skipped_updates: int = 0
+    ema_top5: float | None = None
+
+    @property
+    def kept(self) -> tuple[float, float | None]:
+        """Top-1 and top-5 accuracy of what is gone on with: the averaged weights, if there are."""
+        if self.ema_top1 is None:
+            return self.top1, self.top5
+        return self.ema_top1, self.ema_top5
+
+
+def best_epoch(history: Sequence[EpochRow]) -> EpochRow:
+    """The most accurate epoch; the first of equal ones."""
+    return max(history, key=lambda row: row.kept[0])
 
 
 def result_row(
@@ -74,10 +88,12 @@ def result_row(
         sharded: Whether each process had a part of the parameters only.
 
     Returns:
-        Accuracy of the best epoch in per cent, parameters, FLOPs, and what the training cost.
+        Accuracy of the best epoch in per cent (of the averaged weights if the run keeps them),
+        parameters, FLOPs, and what the training cost.
     """
     input_size = (3, recipe.img_size, recipe.img_size)
-    best = max(history, key=lambda row: row.top1)
+    best = best_epoch(history)
+    top1, top5 = best.kept
     memory = [row.peak_memory for row in history if row.peak_memory is not None]
     return {
         "name": identity["model"],
@@ -85,8 +101,8 @@ def result_row(
         "parameters": count_parameters(model),
         "flops": asdict(count_flops(model, input_size)),
         "input_size": input_size,
-        "top1": best.top1,
-        "top5": best.top5,
+        "top1": top1,
+        "top5": top5,
         "best_epoch": best.epoch,
         "training": {
             "seconds": sum(row.seconds for row in history),

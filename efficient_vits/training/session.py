@@ -22,6 +22,7 @@ from efficient_vits.training.loaders import Ordered, evaluation_loader, seed_all
 from efficient_vits.training.recipe import Recipe
 from efficient_vits.training.rows import (
     EpochRow,
+    best_epoch,
     result_row,
     tensorboard_writer,
     write_scalars,
@@ -211,7 +212,7 @@ class _Run:
         """Points at the last checkpoint if it ends the most accurate epoch so far."""
         if not self.history or self.batch:
             return
-        if max(self.history, key=lambda row: row.top1) is self.history[-1]:
+        if best_epoch(self.history) is self.history[-1]:
             checkpoint.point(self.output, "best", (self.output / "last").resolve())
 
     def _set_position(self) -> None:
@@ -226,9 +227,9 @@ class _Run:
         means = totals["means"]
         taken = 1 - means["skipped"]
         accuracy = self._evaluate(self.trainer.classifier)
-        ema = None
+        averaged = None
         if self.trainer.ema is not None:
-            ema = self._evaluate(self.trainer.ema.module).top1
+            averaged = self._evaluate(self.trainer.ema.module)
         seconds = totals["seconds"]
         return EpochRow(
             epoch=self.epoch + 1,
@@ -243,12 +244,13 @@ class _Run:
             top1=accuracy.top1,
             top5=accuracy.top5,
             test_loss=accuracy.loss,
-            ema_top1=ema,
+            ema_top1=averaged.top1 if averaged else None,
             seconds=seconds,
             images_per_second=totals["updates"] * self.plan.total / seconds,
             gpu_hours=seconds * self.plan.processes / 3600,
             peak_memory=self._peak_memory(),
             skipped_updates=round(means["skipped"] * totals["updates"]),
+            ema_top5=averaged.top5 if averaged else None,
         )
 
     def _evaluate(self, model: nn.Module) -> Accuracy:

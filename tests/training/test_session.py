@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from efficient_vits.training import (
     Recipe,
     Start,
     Trainer,
+    evaluate_source,
     from_checkpoint,
     load_data,
     train,
 )
+from efficient_vits.training.rows import best_epoch
 from efficient_vits.training.start import build_model
 
 
@@ -291,6 +294,22 @@ def test_the_best_epoch_is_kept_whenever_the_run_ends(run, recipe, tmp_path, mon
     assert not (tmp_path / "run" / "best").exists()
     run(recipe=once, resume=True)
     assert (tmp_path / "run" / "best").resolve() == (tmp_path / "run" / "last").resolve()
+
+
+def test_the_best_epoch_is_that_of_the_weights_that_are_used(run, recipe, tmp_path, few_digits):
+    rows = []
+    averaged = recipe.with_changes(ema_decay=0.8, optimizer="adamw", lr=0.01, epochs=4)
+    result = run(recipe=averaged, on_epoch=rows.append)
+    averages = [row.ema_top1 for row in rows]
+    assert result["top1"] == max(averages)
+    assert result["best_epoch"] == averages.index(max(averages)) + 1
+    found = evaluate_source(tmp_path / "run", few_digits, cpu=True)
+    assert (found.top1, found.top5) == pytest.approx((result["top1"], result["top5"]))
+
+    first, second = replace(rows[0], ema_top1=60.0), replace(rows[0], ema_top1=50.0, top1=99.0)
+    assert best_epoch([first, second]) is first
+    plain = [replace(row, ema_top1=None) for row in (first, second)]
+    assert best_epoch(plain) is plain[1]
 
 
 def test_layer_scale_begins_as_the_recipe_says(recipe):
