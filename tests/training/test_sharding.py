@@ -187,11 +187,11 @@ class Left(Exception):
     pass
 
 
-def one_process(folder, **how):
-    """The run that all others are compared with, or a part of it."""
-    options = Options(save_every=1)
+def one_process(folder, model="vit_ti16", micro_batch=None, **how):
+    """The run that others are compared with, or a part of it."""
+    options = Options(save_every=1, micro_batch=micro_batch)
     return train(
-        Start("vit_ti16", SMALL),
+        Start(model, SMALL),
         digits(),
         RECIPE,
         folder,
@@ -247,8 +247,14 @@ def test_what_a_run_leaves_is_whole(folder):
     assert evaluate_source(run, digits(), cpu=True).top1 == pytest.approx(result["top1"])
 
 
-def test_batch_norms_and_distillation(folder):
-    assert len(rows(folder / "batch norms")) == RECIPE.epochs
+def test_batch_norms_take_the_images_of_both_processes(folder, tmp_path):
+    one_process(tmp_path / "one", "slab_ti16", micro_batch=224)
+    for one, two in zip(rows(tmp_path / "one"), rows(folder / "batch norms"), strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        assert two["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
+
+
+def test_distillation(folder):
     assert min(row["losses"]["distillation"] for row in rows(folder / "distilled")) > 0
 
 
