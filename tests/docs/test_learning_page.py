@@ -93,6 +93,15 @@ def test_a_model_of_every_class_with_three_seeds(generated: ModuleType) -> None:
     assert {cells[1].strip() for cells in found if "(3 seeds, " in cells[-2]} == wanted
 
 
+def test_what_the_benchmark_could_not_train_to_the_end_with_three_seeds(
+    generated: ModuleType,
+) -> None:
+    _, _, *lines = generated.untrained().splitlines()
+    assert len(lines) == len(generated.UNTRAINED)
+    for line in lines:
+        assert "(3 seeds, " in line.split("|")[3]
+
+
 def test_every_row_is_in_a_table(generated: ModuleType) -> None:
     text = "\n".join(table() for table in generated.TABLES.values())
     for row in generated._rows():
