@@ -52,8 +52,8 @@ class EpochRow:
     ema_top5: float | None = None
 
     @property
-    def kept(self) -> tuple[float, float | None]:
-        """Top-1 and top-5 accuracy of what is gone on with: the averaged weights, if there are."""
+    def accuracy(self) -> tuple[float, float | None]:
+        """Top-1 and top-5 of the weights that evaluation and fine-tuning take: averaged or plain."""
         if self.ema_top1 is None:
             return self.top1, self.top5
         return self.ema_top1, self.ema_top5
@@ -61,7 +61,7 @@ class EpochRow:
 
 def best_epoch(history: Sequence[EpochRow]) -> EpochRow:
     """The most accurate epoch; the first of equal ones."""
-    return max(history, key=lambda row: row.kept[0])
+    return max(history, key=lambda row: row.accuracy[0])
 
 
 def result_row(
@@ -93,7 +93,7 @@ def result_row(
     """
     input_size = (3, recipe.img_size, recipe.img_size)
     best = best_epoch(history)
-    top1, top5 = best.kept
+    top1, top5 = best.accuracy
     memory = [row.peak_memory for row in history if row.peak_memory is not None]
     return {
         "name": identity["model"],
