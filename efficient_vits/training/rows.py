@@ -53,7 +53,7 @@ class EpochRow:
 
     @property
     def accuracy(self) -> tuple[float, float | None]:
-        """Top-1 and top-5 of the weights that evaluation and fine-tuning take: averaged or plain."""
+        """Top-1 and top-5 of the weights that `evaluate` and `finetune` take: averaged or plain."""
         if self.ema_top1 is None:
             return self.top1, self.top5
         return self.ema_top1, self.ema_top5
