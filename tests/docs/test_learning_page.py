@@ -53,9 +53,10 @@ def test_every_table_is_on_the_page_once(generated: ModuleType) -> None:
     assert sorted(used) == sorted(generated.TABLES)
 
 
-def test_the_epochs_are_those_of_the_preset(generated: ModuleType) -> None:
+def test_epochs_rate_and_clipping_are_those_of_the_preset(generated: ModuleType) -> None:
     assert preset("digits").epochs == generated.WHOLE
     assert preset("digits").lr == generated.RATE
+    assert preset("digits").clip_grad == 1.0  # "at norm 1"
     assert f"{generated.SHORT} of the {generated.WHOLE} epochs" in PAGE
 
 
@@ -100,6 +101,16 @@ def test_what_the_benchmark_could_not_train_to_the_end_with_three_seeds(
     assert len(lines) == len(generated.UNTRAINED)
     for line in lines:
         assert "(3 seeds, " in line.split("|")[3]
+
+
+@pytest.mark.parametrize(("table", "accuracies"), [("clipping", 2), ("halting", 1), ("halonet", 1)])
+def test_what_was_varied_has_three_seeds(
+    generated: ModuleType, table: str, accuracies: int
+) -> None:
+    _, _, *lines = generated.TABLES[table]().splitlines()
+    assert len(lines) > 1
+    for line in lines:
+        assert line.count("(3 seeds, ") == accuracies
 
 
 def test_every_row_is_in_a_table(generated: ModuleType) -> None:
