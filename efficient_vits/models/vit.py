@@ -31,7 +31,8 @@ class ComposableViT(VisionTransformer):
         **arguments: Those of timm's `VisionTransformer`.
 
     Raises:
-        ValueError: The attention cannot work with the other arguments.
+        ValueError: The attention cannot work with the other arguments, or an image is smaller than
+            a patch.
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["token_counts"]
@@ -46,9 +47,7 @@ class ComposableViT(VisionTransformer):
         block_fn: Any = Block,
         **arguments: Any,
     ) -> None:
-        height, width = to_2tuple(img_size)
-        patch_height, patch_width = to_2tuple(patch_size)
-        grid_size = (height // patch_height, width // patch_width)
+        grid_size = _grid_of(img_size, patch_size)
         num_prefix_tokens = arguments.get("class_token", True) + arguments.get("reg_tokens", 0)
         if is_our_block(block_fn):
             _check_attention(attention, arguments)
@@ -81,7 +80,11 @@ class ComposableViT(VisionTransformer):
         Args:
             img_size: New height and width in pixels; None keeps them.
             patch_size: New height and width of a patch in pixels; None keeps them.
+
+        Raises:
+            ValueError: An image is smaller than a patch; the model is as it was.
         """
+        _grid_of(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         self._set_grid_size()
 
@@ -108,6 +111,17 @@ class ComposableViT(VisionTransformer):
 
     def extra_repr(self) -> str:
         return self.composition
+
+
+def _grid_of(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches; pixels beyond the last whole patch do not count."""
+    (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
+    if height < patch_height or width < patch_width:
+        raise ValueError(
+            f"img_size={img_size} is smaller than a patch; accepted is at least "
+            f"patch_size={patch_size}"
+        )
+    return height // patch_height, width // patch_width
 
 
 def _check_attention(attention: Mechanism, arguments: dict[str, Any]) -> None:

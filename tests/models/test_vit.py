@@ -214,11 +214,20 @@ def test_a_block_of_timms_replaces_ours_or_collides():
         ({"reduction": "tome", "patch_drop_rate": 0.1}, ValueError, "patch_drop_rate"),
         ({"mlp": "switch", "scale_mlp_norm": True}, ValueError, "switch.*norm"),
         ({"num_heads": 5}, ValueError, "dim=32.*num_heads=5"),
+        ({"img_size": (64, 8)}, ValueError, r"\(64, 8\) is smaller.*at least patch_size=16"),
     ],
 )
 def test_what_cannot_work_says_so_at_construction(arguments, error, match):
     with pytest.raises(error, match=match):
         build(**arguments)
+
+
+def test_a_size_below_a_patch_changes_nothing():
+    model = build(attention="linformer")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"\(8, 64\) is smaller.*patch_size=\(16, 16\)"):
+        model.set_input_size((8, 64))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_an_argument_of_two_mechanisms_is_ambiguous():
