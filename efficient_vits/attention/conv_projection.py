@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct, use_fused_attn
 from torch import Tensor, nn
 
-from efficient_vits.attention._grid import to_image, to_tokens
+from efficient_vits.attention._grid import at_least_as_wide, to_image, to_tokens
 from efficient_vits.attention._interface import (
     AttentionTraits,
     check_heads,
@@ -91,6 +91,7 @@ class ConvProjectionAttention(nn.Module):
         self.fused_attn = use_fused_attn()
         self.grid_size = grid_size or (0, 0)
         self.num_prefix_tokens = num_prefix_tokens
+        self.stride_kv = stride_kv
 
         def depthwise(stride: int) -> nn.Module:
             return ConvNormAct(
@@ -137,6 +138,7 @@ class ConvProjectionAttention(nn.Module):
         prefix = x[:, :P]
         image = to_image(x[:, P:], H, W)
         q = self.q_proj(self._tokens(prefix, self.q_conv(image)))
+        image = at_least_as_wide(image, self.stride_kv)
         k = self.k_proj(self._tokens(prefix, self.k_conv(image)))
         v = self.v_proj(self._tokens(prefix, self.v_conv(image)))
         # (B, heads, tokens, d)

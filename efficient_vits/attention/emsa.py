@@ -18,7 +18,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from efficient_vits._numerics import widen
-from efficient_vits.attention._grid import to_image, to_tokens
+from efficient_vits.attention._grid import at_least_as_wide, to_image, to_tokens
 from efficient_vits.attention._interface import (
     AttentionTraits,
     check_heads,
@@ -98,6 +98,7 @@ class EmsaAttention(nn.Module):
         self.scale = self.head_dim**-0.5
         self.grid_size = grid_size or (0, 0)
         self.num_prefix_tokens = num_prefix_tokens
+        self.sr_ratio = sr_ratio
         self.sr: nn.Module | None = None
         self.sr_norm: nn.Module | None = None
         if sr_ratio > 1:
@@ -131,7 +132,8 @@ class EmsaAttention(nn.Module):
         prefix, patches = x[:, :P], x[:, P:]
         q = self.q(patches).reshape(B, H * W, self.num_heads, self.head_dim).transpose(1, 2)
         if self.sr is not None and self.sr_norm is not None:
-            patches = self.sr_norm(to_tokens(self.sr(to_image(patches, H, W))))
+            image = at_least_as_wide(to_image(patches, H, W), self.sr_ratio)
+            patches = self.sr_norm(to_tokens(self.sr(image)))
         kv = self.kv(patches).reshape(B, -1, 2, self.num_heads, self.head_dim)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, M, d)
 
