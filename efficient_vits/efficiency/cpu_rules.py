@@ -17,7 +17,8 @@ def cpu_workspace(operator: str, arguments: Sequence[Any], result: Any) -> int:
     and the result is copied out of it: what torch's profiler records on x86. Where torch convolves
     itself, it unfolds an image, unless the kernel is a single pixel. Left out is the scratch space
     in which oneDNN adds up gradients of weights: its size is the choice of a kernel, and another on
-    every processor.
+    every processor. So is what bfloat16 takes beyond the kernels for AVX-512: one more copy of the
+    result with AMX, patches of all images without AVX-512.
     """
     if operator == "aten.convolution.default":
         images, weight = arguments[:2]
