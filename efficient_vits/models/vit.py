@@ -31,8 +31,7 @@ class ComposableViT(VisionTransformer):
         **arguments: Those of timm's `VisionTransformer`.
 
     Raises:
-        ValueError: The attention cannot work with the other arguments, or an image is smaller than
-            a patch.
+        ValueError: The attention cannot work with the other arguments, or an image has no patch.
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["token_counts"]
@@ -82,9 +81,12 @@ class ComposableViT(VisionTransformer):
             patch_size: New height and width of a patch in pixels; None keeps them.
 
         Raises:
-            ValueError: An image is smaller than a patch; the model is as it was.
+            ValueError: An image has no patch; the model is as it was.
         """
-        _grid_of(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
+        _grid_of(
+            self.patch_embed.img_size if img_size is None else img_size,
+            self.patch_embed.patch_size if patch_size is None else patch_size,
+        )
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         self._set_grid_size()
 
@@ -116,10 +118,10 @@ class ComposableViT(VisionTransformer):
 def _grid_of(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patches; pixels beyond the last whole patch do not count."""
     (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
-    if height < patch_height or width < patch_width:
+    if not (1 <= patch_height <= height and 1 <= patch_width <= width):
         raise ValueError(
-            f"img_size={img_size} is smaller than a patch; accepted is at least "
-            f"patch_size={patch_size}"
+            f"got img_size={img_size} with patch_size={patch_size}; accepted are patches of at "
+            "least one pixel, and images at least as large as a patch"
         )
     return height // patch_height, width // patch_width
 

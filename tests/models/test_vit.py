@@ -214,7 +214,8 @@ def test_a_block_of_timms_replaces_ours_or_collides():
         ({"reduction": "tome", "patch_drop_rate": 0.1}, ValueError, "patch_drop_rate"),
         ({"mlp": "switch", "scale_mlp_norm": True}, ValueError, "switch.*norm"),
         ({"num_heads": 5}, ValueError, "dim=32.*num_heads=5"),
-        ({"img_size": (64, 8)}, ValueError, r"\(64, 8\) is smaller.*at least patch_size=16"),
+        ({"img_size": (64, 8)}, ValueError, r"img_size=\(64, 8\) with patch_size=16; accepted"),
+        ({"patch_size": 0}, ValueError, "patch_size=0; accepted are patches of at least one pixel"),
     ],
 )
 def test_what_cannot_work_says_so_at_construction(arguments, error, match):
@@ -222,11 +223,14 @@ def test_what_cannot_work_says_so_at_construction(arguments, error, match):
         build(**arguments)
 
 
-def test_a_size_below_a_patch_changes_nothing():
+@pytest.mark.parametrize(
+    "sizes", [{"img_size": (8, 64)}, {"img_size": 0}, {"patch_size": 0}, {"patch_size": (16, 1000)}]
+)
+def test_sizes_without_a_patch_change_nothing(sizes):
     model = build(attention="linformer")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"\(8, 64\) is smaller.*patch_size=\(16, 16\)"):
-        model.set_input_size((8, 64))
+    with pytest.raises(ValueError, match="accepted are patches of at least one pixel"):
+        model.set_input_size(**sizes)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
