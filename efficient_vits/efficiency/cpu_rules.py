@@ -17,8 +17,8 @@ def cpu_workspace(operator: str, arguments: Sequence[Any], result: Any) -> int:
     and the result is copied out of it: what torch's profiler records on x86. Where torch convolves
     itself, it unfolds an image, unless the kernel is a single pixel. Left out is the scratch space
     in which oneDNN adds up gradients of weights: its size is the choice of a kernel, and another on
-    every processor. So is what bfloat16 takes beyond the kernels for AVX-512: one more copy of the
-    result with AMX, patches of all images without AVX-512.
+    every processor. For bfloat16 the rules are those of the kernels for AVX-512: with AMX oneDNN
+    copies the result once more, and without AVX-512 torch convolves itself.
     """
     if operator == "aten.convolution.default":
         images, weight = arguments[:2]

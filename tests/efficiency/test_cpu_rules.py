@@ -49,7 +49,7 @@ def peaks(case: str, amp: str | None) -> tuple[int, int]:
 def bfloat16_peaks() -> dict[str, tuple[int, int]]:
     """Those of all cases by oneDNN's kernels for AVX-512, which the rules describe.
 
-    A processor with AMX has other kernels for bfloat16; oneDNN is told so before its first use.
+    For a processor with AMX it has others. The limit is read at its first use, hence a process.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("the rules for bfloat16 are those of AVX-512, which this processor lacks")
@@ -68,9 +68,7 @@ def test_a_convolution_takes_what_the_profiler_records(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_convolution_in_bfloat16_does(
-    case: str, bfloat16_peaks: dict[str, tuple[int, int]]
-) -> None:
+def test_so_does_one_in_bfloat16(case: str, bfloat16_peaks: dict[str, tuple[int, int]]) -> None:
     estimated, measured = bfloat16_peaks[case]
     assert estimated == pytest.approx(measured, rel=0.03)
 

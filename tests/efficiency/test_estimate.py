@@ -57,8 +57,8 @@ def test_autocast_and_optimizers_as_the_cpu_has_them(optimizer: str) -> None:
     options = {"training": True, "optimizer": optimizer, "amp": "bfloat16"}
     measured = measure_memory(model, IMAGE, batch_size=32, **options)
     estimated = estimate_memory(model, 32, input_size=IMAGE, device="cpu", **options)
-    # The rest is scratch space of the patch embedding's gradient: 0 to 8 %, by the processor.
-    assert estimated.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.1)
+    # What is missing is scratch space of oneDNN: 0 to 8 %, by the processor's instructions.
+    assert 0.9 < estimated.peak_bytes / measured.peak_bytes < 1.01
     moments = {"sgd": 1, "adamw": 2, "lamb": 2}[optimizer]
     trainable = sum(p.nbytes for p in model.parameters())
     assert estimated.optimizer_bytes == pytest.approx(moments * trainable, rel=0.001)
